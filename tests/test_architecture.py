@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "groundthink"
-PARTS = {"ops", "layers", "model", "data", "tasks", "training", "probes", "scaling", "report", "studies", "cli"}
+PARTS = {
+    "ops",
+    "layers",
+    "model",
+    "data",
+    "tasks",
+    "training",
+    "probes",
+    "scaling",
+    "report",
+    "studies",
+    "cli",
+}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),

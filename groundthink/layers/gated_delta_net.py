@@ -1,0 +1,95 @@
+"""G: the gated delta net (Yang, Kautz, Hatamizadeh, 2412.06464, section 3.4): writes a memory and reads it itself."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groundthink import ops
+from groundthink.layers.config import LayerConfig
+from groundthink.layers.gates import DeltaGates
+from groundthink.layers.mixer import Context, Mixed, Mixer, State, freeze, row_dropout
+from groundthink.layers.norms import RMSNorm
+
+
+class ShortConvolution(nn.Module):
+    """Weights of the depthwise causal convolution on q, k and v."""
+
+    roles: ClassVar = {"weight": "convolution"}
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform within 1/sqrt(width), as torch's Conv1d."""
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+
+class GatedDeltaNet(Mixer):
+    """Short convolution and SiLU on q, k, v; L2-normalised q and k; per-head norm and gate on what is read.
+
+    State: `memory` [B,H,K,V] float32 and `conv` [B,W-1,channels], the inputs of the convolution before the segment.
+    """
+
+    writes_memory = True
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.config = config
+        key_channels = config.n_heads * config.head_dim
+        value_channels = config.value_heads * config.value_dim
+        self.sizes = [key_channels] * (2 if config.query == "own" else 1) + [value_channels]
+        self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=False)
+        self.conv = ShortConvolution(sum(self.sizes), config.conv_width)
+        self.gates = DeltaGates(config)
+        self.out_gate = nn.Linear(config.d_model, value_channels, bias=False)
+        self.out_norm = RMSNorm(config.value_dim, config.norm_eps)
+        self.out = nn.Linear(value_channels, config.d_model, bias=False)
+        self.own_read_drop_prob = config.own_read_drop_prob
+        self.hook_q, self.hook_k, self.hook_v = nn.Identity(), nn.Identity(), nn.Identity()
+        self.hook_beta, self.hook_log_decay, self.hook_own_read = nn.Identity(), nn.Identity(), nn.Identity()
+
+    @classmethod
+    def reach(cls, config: LayerConfig) -> float:
+        """The convolution's taps; convolutions side by side count once, the memory adds nothing."""
+        return config.conv_width - 1
+
+    def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
+        """See `Mixer`. The memory returned may be read by any later layer."""
+        mixed, conv_state = ops.causal_conv(
+            self.qkv(x),
+            self.conv.weight.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else self.conv.weight,
+            state=None if state is None else state["conv"],
+            documents=context.documents,
+        )
+        *queries_keys, values = F.silu(mixed).split(self.sizes, -1)
+        heads = [self._heads(part, self.config.head_dim, normalise=True) for part in queries_keys]
+        queries, keys = self.hook_q(heads[0]), self.hook_k(heads[-1])
+        values = self.hook_v(self._heads(values, self.config.value_dim, normalise=False))
+        log_decay, beta = self.gates(x)
+        memory, read = ops.write_and_read(
+            keys,
+            values,
+            queries,
+            log_decay=self.hook_log_decay(log_decay),
+            beta=self.hook_beta(beta),
+            initial_state=None if state is None else state["memory"],
+            error=self.config.error,
+            documents=context.documents,
+            backend=self.config.backend,
+        )
+        read = self.out_norm(read).flatten(2) * F.silu(self.out_gate(x))
+        read = row_dropout(read, self.own_read_drop_prob, training=self.training, rescale=False)
+        y = self.out(self.hook_own_read(read).to(x.dtype))
+        kept = freeze(memory=memory.final_state, conv=conv_state) if context.keep_state else None
+        return Mixed(y, kept, memory)
+
+    def _heads(self, x: Tensor, size: int, *, normalise: bool) -> Tensor:
+        x = x.unflatten(-1, (-1, size))
+        return F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1).to(x.dtype) if normalise else x

@@ -1,0 +1,59 @@
+"""Decay and write strength of the gated delta net, always in float32."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groundthink.layers.config import LayerConfig
+from groundthink.layers.norms import Float32Module
+
+
+class DeltaGates(Float32Module):
+    """log_decay and beta of every head from the layer's input.
+
+    beta = sigmoid(W_b x + beta_bias), doubled where negative eigenvalues are allowed (2411.12537).
+    log_decay = -exp(A_log) softplus(W_a x + dt_bias) as in Mamba2 (2405.21060), or log sigmoid(W_a x + decay_bias).
+    """
+
+    roles: ClassVar = {"weight": "gate", "beta_bias": "gate", "decay_bias": "gate", "a_log": "gate"}
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        heads = config.value_heads
+        self.mamba = config.decay == "mamba"
+        self.beta_range = 2.0 if config.allow_negative_eigenvalues else 1.0
+        self.weight = nn.Parameter(torch.empty(2 * heads, config.d_model))
+        self.beta_bias = nn.Parameter(torch.empty(heads))
+        self.decay_bias = nn.Parameter(torch.empty(heads))
+        if self.mamba:
+            self.a_log = nn.Parameter(torch.empty(heads))
+        self._start = (config.beta_bias, config.decay_bias)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start values: A in [1, 16] and time steps in [0.001, 0.1] for "mamba", the config's biases otherwise."""
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.constant_(self.beta_bias, self._start[0])
+        if not self.mamba:
+            nn.init.constant_(self.decay_bias, self._start[1])
+            return
+        nn.init.uniform_(self.a_log, 1, 16).log_()
+        nn.init.uniform_(self.decay_bias, math.log(1e-3), math.log(1e-1)).exp_()
+        self.decay_bias.add_(torch.log(-torch.expm1(-self.decay_bias)))  # inverse of softplus
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log_decay and beta, each [B,T,H] float32, for x [B,T,D] of any floating dtype."""
+        with torch.autocast(x.device.type, enabled=False):
+            raw_decay, raw_beta = F.linear(x.to(self.weight.dtype), self.weight).chunk(2, -1)
+            beta = torch.sigmoid(raw_beta + self.beta_bias) * self.beta_range
+            if self.mamba:
+                log_decay = -self.a_log.exp() * F.softplus(raw_decay + self.decay_bias)
+            else:
+                log_decay = F.logsigmoid(raw_decay + self.decay_bias)
+        return log_decay, beta

@@ -1,0 +1,29 @@
+"""One layer of the model: mix along time, then along channels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from groundthink.layers import MIXERS, Context, Mixed, Mixer, RMSNorm, State, SwiGLU
+from groundthink.layers.memory_attention import MemoryAttention
+from groundthink.model.config import ModelConfig
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + SwiGLU(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        letter = config.layers[layer]
+        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer: Mixer = (
+            MemoryAttention(config, config.read_sources_of(layer)) if letter == "S" else MIXERS[letter](config)
+        )
+        self.ff_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.ff = SwiGLU(config.d_model, config.ff_dim)
+
+    def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
+        """[B,T,D] and the layer's state in; the same and the layer's memory out."""
+        mixed = self.mixer(self.mixer_norm(x), state, context)
+        x = x + mixed.y
+        return Mixed(x + self.ff(self.ff_norm(x)), mixed.state, mixed.memory)

@@ -1,0 +1,129 @@
+"""ModelConfig: a whole model in one frozen value, without transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from groundthink.layers import MIXERS, LayerConfig
+
+LAYER_TYPES = {
+    "G": "linear_attention",
+    "S": "sliding_attention",
+    "A": "sliding_attention",
+    "F": "full_attention",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(LayerConfig):
+    """A model: its layer pattern, its vocabulary, and the sizes of its layers (see `LayerConfig`).
+
+    Attributes:
+        pattern: one letter per layer: G gated delta net, S window attention that reads the memory of the nearest G
+            below, A window attention alone, F full attention. `GGS*4` or `(GGS)*4` repeats the whole.
+        vocab_size: tokens.
+        max_length: longest text this model was told about, in tokens; longer input is refused. None means no limit:
+            no layer but F keeps more for a longer text.
+        tie_embeddings: the output head is the embedding.
+        init_std: standard deviation of matrices and embeddings at the start.
+    """
+
+    pattern: str
+    vocab_size: int
+    max_length: int | None = None
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+
+    @property
+    def layers(self) -> str:
+        """The pattern written out, one letter per layer."""
+        return expand_pattern(self.pattern)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The layers in the names that transformers validates."""
+        return [LAYER_TYPES[letter] for letter in self.layers]
+
+    @property
+    def horizon(self) -> float:
+        """Receptive horizon R in tokens: how far back anything but a memory reaches. inf with full attention."""
+        return sum(MIXERS[letter].reach(self) for letter in self.layers)
+
+    def read_sources_of(self, layer: int) -> int:
+        """How many memories the S layer at this index reads."""
+        below = self.layers[:layer].count("G")
+        return min(below, 1) if self.read_sources == "nearest" else below
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if any(problem.startswith(("pattern", "vocab_size", "max_length")) for problem in problems):
+            return problems
+        for name in ("vocab_size", *(["max_length"] if self.max_length is not None else [])):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, it must be at least 1")
+        return problems + pattern_problems(self.pattern)
+
+
+def expand_pattern(pattern: str) -> str:
+    """`GGS*2` -> `GGSGGS`; parentheses round what is repeated are allowed."""
+    match = re.fullmatch(r"\(?([A-Za-z]+)\)?(?:\*(\d+))?", pattern)
+    return match[1] * int(match[2] or 1) if match else pattern
+
+
+def pattern_problems(pattern: str) -> list[str]:
+    """What is wrong with a layer pattern."""
+    letters = expand_pattern(pattern)
+    if not letters:
+        return ["pattern is empty, it needs at least one layer"]
+    unknown = sorted(set(letters) - set(MIXERS))
+    if unknown:
+        return [f"pattern {pattern!r} has unknown letters {''.join(unknown)!r}; known are {''.join(MIXERS)}"]
+    orphans = [i for i, letter in enumerate(letters) if letter == "S" and "G" not in letters[:i]]
+    return [f"pattern {pattern!r}: the S at layer {i} has no G below it to read" for i in orphans]
+
+
+def no_read_twin(config: ModelConfig) -> ModelConfig:
+    """The same model with A for S: the G layers keep their own reads, no later layer asks their memory.
+
+    What the reads' projections took in parameters goes to SwiGLU, so the sizes differ by well under 2 %.
+    """
+    return _match_size(config, dataclasses.replace(config, pattern=config.layers.replace("S", "A")))
+
+
+def window_only_twin(config: ModelConfig) -> ModelConfig:
+    """A everywhere: recall beyond the horizon is chance by theorem, so it tests the harness.
+
+    The window is widened where that is needed to give the twin at least the horizon of the original.
+    """
+    layers = "A" * len(config.layers)
+    reach = 0 if math.isinf(config.horizon) else int(config.horizon)
+    window = max(config.window_size, -(-reach // len(layers)) + 1)
+    return _match_size(config, dataclasses.replace(config, pattern=layers, window_size=window))
+
+
+def _match_size(config: ModelConfig, twin: ModelConfig) -> ModelConfig:
+    """Give the twin the hidden size of SwiGLU that brings its parameters closest to the original's."""
+    per_unit = 3 * config.d_model * len(config.layers)
+    missing = parameter_count(config) - parameter_count(twin)
+    return dataclasses.replace(twin, d_ff=max(1, twin.ff_dim + round(missing / per_unit)))
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Parameters of a model of this config, from the formulas; a test holds it against the model itself."""
+    d, heads, values = config.d_model, config.n_heads, config.value_heads
+    key, value = heads * config.head_dim, values * config.value_dim
+    qkv = key * (2 if config.query == "own" else 1) + value
+    gates = 2 * values * d + (3 if config.decay == "mamba" else 2) * values
+    delta = d * qkv + qkv * config.conv_width + gates + 2 * d * value + config.value_dim
+    window = 4 * d * key
+    total = config.vocab_size * d * (1 if config.tie_embeddings else 2) + d
+    for i, letter in enumerate(config.layers):
+        total += 2 * d + 3 * d * config.ff_dim
+        total += delta if letter == "G" else window
+        if letter == "S":
+            n = config.read_sources_of(i)
+            total += n * d * key + d * value + config.value_dim  # queries, output, norm
+            total += d * values + values + (n if n > 1 else 0)  # gate, mix
+    return total

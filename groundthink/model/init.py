@@ -1,0 +1,44 @@
+"""The start of every parameter, in one place."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from groundthink.layers.gated_delta_net import ShortConvolution
+from groundthink.layers.gates import DeltaGates
+from groundthink.layers.memory_attention import MemoryReader
+from groundthink.layers.norms import RMSNorm
+from groundthink.model.config import ModelConfig
+
+
+@torch.no_grad()
+def init_module(module: nn.Module, config: ModelConfig) -> None:
+    """Start values of one module's own parameters.
+
+    Matrices and embeddings are normal with `init_std`; what writes into the residual stream is scaled down by
+    1/sqrt(2 layers) (GPT-2, section 2.3); gates and convolutions have their own start; norms start at 1.
+    """
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=config.init_std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, RMSNorm):
+        nn.init.ones_(module.weight)
+    elif isinstance(module, ShortConvolution | DeltaGates):
+        module.reset_parameters()
+    elif isinstance(module, MemoryReader):
+        nn.init.normal_(module.query.weight, std=module.QUERY_STD)
+        nn.init.constant_(module.gate.bias, config.read_gate_bias)
+        if module.sources > 1:
+            nn.init.constant_(module.mix, 0.5)
+            module.mix[-1] = 1.0
+
+
+@torch.no_grad()
+def scale_residual_writers(blocks: nn.ModuleList) -> None:
+    """Scale down the matrices that write into the residual stream."""
+    factor = (2 * len(blocks)) ** -0.5
+    for name, parameter in blocks.named_parameters():
+        if name.endswith((".out.weight", ".down.weight")):
+            parameter.mul_(factor)

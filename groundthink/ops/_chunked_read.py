@@ -1,0 +1,118 @@
+"""Causal reads of a memory written in chunks: the second half of `_chunked_write`, with other queries each time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundthink.ops._chunk_factors import chunk_layout, factors, from_chunks, gamma_to_log_decay, to_chunks
+from groundthink.ops._shapes import expand_heads
+
+
+@torch.library.custom_op("groundthink::chunked_read", mutates_args=())
+def chunked_read(
+    queries: Tensor,
+    keys: Tensor,
+    pseudo: Tensor,
+    states: Tensor,
+    log_decay: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """o [B,T,H,V] in float32 (float64 for float64 gates)."""
+    batch, length, heads, value_dim = pseudo.shape
+    n_chunks, _ = chunk_layout(length)
+    dtype = pseudo.dtype
+    f = factors(log_decay, documents, raw=False, dtype=dtype)
+    q = to_chunks(expand_heads(queries, heads).to(dtype), n_chunks)
+    k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
+    start = states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
+    scores = torch.bmm(q, k.mT).mul_(f.read)
+    out = torch.bmm(q, start).mul_(f.read_in).baddbmm_(scores, to_chunks(pseudo, n_chunks))
+    return from_chunks(out.mul_(scale), batch, heads, length)
+
+
+@chunked_read.register_fake
+def _(
+    queries: Tensor,
+    keys: Tensor,
+    pseudo: Tensor,
+    states: Tensor,
+    log_decay: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> Tensor:
+    return torch.empty_like(pseudo)
+
+
+@torch.library.custom_op("groundthink::chunked_read_backward", mutates_args=())
+def chunked_read_backward(
+    d_out: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    pseudo: Tensor,
+    states: Tensor,
+    log_decay: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, pseudo-values, chunk-start states and log_decay."""
+    batch, length, heads, value_dim = pseudo.shape
+    n_chunks, _ = chunk_layout(length)
+    dtype = pseudo.dtype
+    f = factors(log_decay, documents, raw=False, dtype=dtype)
+    q = to_chunks(expand_heads(queries, heads).to(dtype), n_chunks)
+    k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
+    p = to_chunks(pseudo, n_chunks)
+    start = states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
+    do = to_chunks(d_out, n_chunks) * scale
+    scores = torch.bmm(q, k.mT).mul_(f.read)
+    d_scores = torch.bmm(do, p.mT)
+    d_read_ij = scores * d_scores
+    d_scores.mul_(f.read)
+    from_start = torch.bmm(do, start.mT).mul_(f.read_in)
+    d_gamma = d_read_ij.sum(2) - d_read_ij.sum(1) + (q * from_start).sum(-1)
+    dq = torch.baddbmm(from_start, d_scores, k)
+    dk = torch.bmm(d_scores.mT, q)
+    d_start = torch.bmm((f.read_in * q).mT, do)
+    d_start = d_start.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous()
+
+    def fold(x: Tensor, like: Tensor) -> Tensor:
+        return from_chunks(x, batch, heads, length).view(*like.shape[:3], -1, like.shape[3]).sum(3).to(like.dtype)
+
+    return (
+        fold(dq, queries),
+        fold(dk, keys),
+        from_chunks(torch.bmm(scores.mT, do), batch, heads, length),
+        d_start,
+        gamma_to_log_decay(d_gamma, batch, heads, length),
+    )
+
+
+@chunked_read_backward.register_fake
+def _(
+    d_out: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    pseudo: Tensor,
+    states: Tensor,
+    log_decay: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = (queries, keys, pseudo, states, log_decay)
+    return tuple(torch.empty_like(x) for x in given)  # type: ignore[return-value]
+
+
+def _read_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    del output
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _read_backward(ctx, d_out):  # type: ignore[no-untyped-def]
+    grads = torch.ops.groundthink.chunked_read_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
+    return (*grads, None, None)
+
+
+torch.library.register_autograd("groundthink::chunked_read", _read_backward, setup_context=_read_context)

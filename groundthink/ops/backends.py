@@ -1,0 +1,121 @@
+"""Which implementation runs an operator: by the tensor's device and by name, never by length, never by luck."""
+
+from __future__ import annotations
+
+import logging
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from groundthink.errors import BackendError
+from groundthink.ops import _reference
+from groundthink.ops._chunked_read import chunked_read
+from groundthink.ops._chunked_write import chunked_write
+
+Parts = tuple[Tensor | None, ...]
+log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """One implementation of the memory operator: two functions of explicit tensors."""
+
+    name: str
+
+    def write(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        log_decay: Tensor,
+        beta: Tensor,
+        initial_state: Tensor | None,
+        documents: Tensor | None,
+        raw: bool,
+    ) -> tuple[Parts, Tensor]:
+        """What reads need, and the final state. Arguments as in `ops.write`."""
+
+    def read(self, parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
+        """[B,T,HV,V] for queries [B,T,H or HV,K]."""
+
+
+class Reference:
+    """Token by token, any floating dtype: the judge."""
+
+    name = "reference"
+    write = staticmethod(_reference.write)
+    read = staticmethod(_reference.read)
+
+
+class Chunked:
+    """Batched matrix products over chunks of 64 tokens with a hand-written backward: the path on the CPU."""
+
+    name = "chunked"
+
+    @staticmethod
+    def write(
+        keys: Tensor,
+        values: Tensor,
+        *,
+        log_decay: Tensor,
+        beta: Tensor,
+        initial_state: Tensor | None,
+        documents: Tensor | None,
+        raw: bool,
+    ) -> tuple[Parts, Tensor]:
+        """The decode step is one token of the recurrence; longer texts go through chunks."""
+        if keys.shape[1] == 1:
+            return _reference.write(
+                keys.to(beta.dtype),
+                values.to(beta.dtype),
+                log_decay=log_decay,
+                beta=beta,
+                initial_state=initial_state,
+                documents=None,
+                raw=raw,
+            )
+        pseudo, states, final, _ = chunked_write(keys, values, log_decay, beta, initial_state, documents, raw)
+        return (keys, pseudo, states, log_decay, documents), final
+
+    @staticmethod
+    def read(parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
+        """Reads of a decode step and of chunks differ in what the write kept."""
+        if len(parts) == 1:
+            return _reference.read(parts, queries, scale=scale)
+        keys, pseudo, states, log_decay, documents = parts
+        return chunked_read(queries, keys, pseudo, states, log_decay, documents, scale)
+
+
+_ALL: tuple[Backend, ...] = (Reference(), Chunked())
+BACKENDS: MappingProxyType[str, Backend] = MappingProxyType({backend.name: backend for backend in _ALL})
+_said: set[tuple[str, str]] = set()
+
+
+def choose(name: str, device: torch.device) -> Backend:
+    """The backend called `name`, or for "auto" the one for this device, said once in the log.
+
+    Raises:
+        BackendError: no backend has that name.
+    """
+    if name == "auto":
+        name = automatic(device.type)[0]
+        if (name, device.type) not in _said:
+            _said.add((name, device.type))
+            log.info("memory operator: backend %s on %s", name, device.type)
+    if name not in BACKENDS:
+        raise BackendError(
+            f"there is no backend {name!r}", where="backend", fix=f"choose one of auto, {', '.join(BACKENDS)}"
+        )
+    return BACKENDS[name]
+
+
+def automatic(device_type: str) -> tuple[str, str]:
+    """What "auto" means on a device type, and why."""
+    return "chunked", f"plain torch runs on {device_type}; it is the fastest backend this version has there"
+
+
+def describe_backends() -> list[dict[str, str]]:
+    """For `groundthink doctor`: device, backend and reason for each kind of device present."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    return [dict(zip(("device", "backend", "reason"), (d, *automatic(d)), strict=True)) for d in devices]
