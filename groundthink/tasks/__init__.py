@@ -1,1 +1,46 @@
 """Questions with known answers."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundthink.tasks.check import check_episode, check_splits
+    from groundthink.tasks.evaluate import TaskResult, answers_to, collate, evaluate
+    from groundthink.tasks.needle import depth_length_grid
+    from groundthink.tasks.registry import TASKS, make_task
+    from groundthink.tasks.task import Chance, Episode, Query, Task, Vocabulary
+
+__all__ = [
+    "TASKS",
+    "Chance",
+    "Episode",
+    "Query",
+    "Task",
+    "TaskResult",
+    "Vocabulary",
+    "answers_to",
+    "check_episode",
+    "check_splits",
+    "collate",
+    "depth_length_grid",
+    "evaluate",
+    "make_task",
+]
+
+_HOME = {
+    "check": ("check_episode", "check_splits"),
+    "evaluate": ("TaskResult", "answers_to", "collate", "evaluate"),
+    "needle": ("depth_length_grid",),
+    "registry": ("TASKS", "make_task"),
+    "task": ("Chance", "Episode", "Query", "Task", "Vocabulary"),
+}
+
+
+# Looked up when first used: `python -m groundthink.tasks.kv_recall` must not find its file imported already.
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"groundthink.tasks.{module}"), name)
+    raise AttributeError(f"module 'groundthink.tasks' has no attribute {name!r}")

@@ -1,0 +1,239 @@
+"""What all tasks promise, and a checker that is shown to see faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groundthink import tasks
+from groundthink.data.packing import IGNORE, check_batch
+from groundthink.errors import ConfigError, TaskError
+from groundthink.tasks.check import check_episode, check_splits, find
+from groundthink.tasks.facts import Facts
+from groundthink.tasks.kv_recall import KvRecall
+from groundthink.tasks.needle import Needle
+from groundthink.tasks.registry import TASKS, make_task
+from groundthink.tasks.task import Episode, Task, Vocabulary
+from tasks.worlds import VOCABULARY, text
+
+TEXT = text()
+EXAMPLES: list[Task] = [
+    KvRecall(VOCABULARY, n_pairs=5, n_queries=3, distance="uniform:4:20", absent=0.3),
+    KvRecall(VOCABULARY, n_pairs=3, n_queries=8, distance="fixed:2", loss="all", unique_values=False),
+    Needle(VOCABULARY, text=TEXT, length=90, n_needles=4, n_queries=2, value_length=3),
+    Needle(VOCABULARY, text=TEXT, length=90, marked=False, key_length=2, alphabet="text", loss="language"),
+    Facts(VOCABULARY, n_facts=4, n_queries=2),
+    Facts(VOCABULARY, text=TEXT, position="middle", filler_tokens=60),
+]
+every_task = pytest.mark.parametrize("task", EXAMPLES, ids=lambda t: t.name)
+few = settings(deadline=None, max_examples=25, derandomize=True, database=None)
+
+
+@every_task
+@few
+@given(seed=st.integers(0, 2**40), split=st.sampled_from(["train", "valid", "test"]))
+def test_episodes_are_valid_and_repeatable(task: Task, seed: int, split: str) -> None:
+    first, second = task.episodes(seed, split, 2)
+    check_episode(first, task.vocabulary)
+    check_episode(second, task.vocabulary)
+    assert len(first) <= task.max_length
+    again = next(task.episodes(seed, split, 1, start=1))  # random access
+    assert (again.tokens == second.tokens).all()
+    assert again.queries == second.queries
+
+
+@every_task
+@few
+@given(step=st.integers(0, 10**6))
+def test_batches_are_functions_of_seed_split_and_step(task: Task, step: int) -> None:
+    length = 2 * task.max_length + 3
+    one = task.batch(7, "train", step, 3, length)
+    check_batch(one)
+    assert one.tokens.shape == (3, length)
+    assert (one.tokens == task.batch(7, "train", step, 3, length).tokens).all()
+    for seed, split, other in ((8, "train", step), (7, "valid", step), (7, "train", step + 1)):
+        assert not (one.tokens == task.batch(seed, split, other, 3, length).tokens).all()
+    # Each row begins with an episode, and no document reaches into the next.
+    assert (one.tokens[:, 0] == VOCABULARY.bos).all()
+    starts = (one.tokens == VOCABULARY.bos).int().cumsum(1) - 1
+    padding = one.tokens == VOCABULARY.pad
+    assert (one.documents[~padding] == starts[~padding]).all()
+    assert (one.labels[padding] == IGNORE).all()
+    assert one.documents[:, -1].max() >= 1
+
+
+@every_task
+def test_splits_are_apart(task: Task) -> None:
+    check_splits(task)
+
+
+class Leaky(KvRecall):
+    """Forgets that the test is another split."""
+
+    def generator(self, split: str, seed: int, index: int, *, purpose: int) -> np.random.Generator:
+        del split
+        return super().generator("train", seed, index, purpose=purpose)
+
+
+def test_a_leaking_split_is_caught() -> None:
+    with pytest.raises(TaskError, match="occurs in train too"):
+        check_splits(Leaky(VOCABULARY))
+
+
+def changed(episode: Episode, index: int, token: int) -> Episode:
+    tokens = episode.tokens.copy()
+    tokens[index] = token
+    return dataclasses.replace(episode, tokens=tokens)
+
+
+def with_query(episode: Episode, **fields: Any) -> Episode:
+    first, *rest = episode.queries
+    return dataclasses.replace(episode, queries=(dataclasses.replace(first, **fields), *rest))
+
+
+@every_task
+def test_shifted_labels_are_caught(task: Task) -> None:
+    episode = next(task.episodes(0, "train", 1))
+    for shift in (1, -1):
+        with pytest.raises(TaskError, match=r"shifted|labelled"):
+            check_episode(dataclasses.replace(episode, labels=np.roll(episode.labels, shift)), VOCABULARY)
+
+
+@every_task
+def test_wrong_claims_about_a_query_are_caught(task: Task) -> None:
+    episode = next(e for e in task.episodes(0, "train", 50) if e.queries[0].distance is not None)
+    query = episode.queries[0]
+    assert query.revealed_at is not None
+    at = query.query_position
+    for fault, message in (
+        (with_query(episode, revealed_at=query.revealed_at + 1), "revealed at"),
+        (with_query(episode, query_position=at - 1), "cue does not stand"),
+        (with_query(episode, in_context_values=()), "not among"),
+        (changed(episode, at + 1, VOCABULARY.pad), r"shifted|follow"),
+        (dataclasses.replace(episode, queries=()), "nothing is asked"),
+        (dataclasses.replace(episode, queries=episode.queries[::-1] * 2), "order"),
+        (changed(episode, 1, VOCABULARY.size), "outside"),
+        (dataclasses.replace(episode, labels=np.full(len(episode), IGNORE)), "not labelled"),
+        (dataclasses.replace(episode, labels=episode.tokens), "first token"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            check_episode(fault, VOCABULARY)
+
+
+def test_live_keys_in_the_filler_are_caught() -> None:
+    task = KvRecall(VOCABULARY, n_pairs=4, distance="fixed:12")
+    episode = next(task.episodes(0, "train", 1))
+    with pytest.raises(TaskError, match="live key at 11"):
+        check_episode(changed(episode, 11, episode.queries[0].key[0]), VOCABULARY)
+    absent = task.with_options(absent=1.0)
+    episode = next(absent.episodes(0, "train", 1))
+    with pytest.raises(TaskError, match="absent key is there"):
+        check_episode(changed(episode, 11, episode.queries[0].key[0]), VOCABULARY)
+
+
+def test_a_contradicting_fact_is_caught() -> None:
+    task = Facts(VOCABULARY, n_facts=2, position="start")
+    episode = next(task.episodes(0, "train", 1))
+    query = episode.queries[0]
+    rival = next(v for v in query.in_context_values if v != query.value)
+    lie = (*query.key, *rival, *query.tail)
+    where = query.revealed_at + 5 if query.revealed_at else 0
+    tokens = np.insert(episode.tokens, where, lie)
+    labels = np.insert(episode.labels, where, [IGNORE] * len(lie))
+    moved = dataclasses.replace(query, query_position=query.query_position + len(lie))
+    with pytest.raises(TaskError, match="another statement"):
+        check_episode(Episode(tokens, labels, (moved,)), VOCABULARY)
+
+
+def test_find() -> None:
+    tokens = np.array([1, 1, 1, 2, 1, 1])
+    assert find(tokens, (1, 1)) == [0, 1, 4]
+    assert find(tokens, ()) == find(tokens, range(9)) == []
+
+
+def test_digests_tell_content_apart() -> None:
+    digests = {task.digest for task in EXAMPLES}
+    assert len(digests) == len(EXAMPLES)
+    same = Needle(VOCABULARY, text=text(), length=90, n_needles=4, n_queries=2, value_length=3)
+    assert same.digest == EXAMPLES[2].digest
+    assert dataclasses.replace(same, text=text(seed=1)).digest != same.digest
+    assert dataclasses.replace(EXAMPLES[0], vocabulary=Vocabulary(n_filler=65)).digest != EXAMPLES[0].digest
+
+
+def test_vocabulary_ranges_are_disjoint_and_whole() -> None:
+    v = Vocabulary(text=10, n_specials=5, n_keys=3, n_values=4, n_filler=2)
+    specials = [v.bos, v.query, v.absent, v.marker, v.pad]
+    assert [*range(v.text), *specials, *v.keys, *v.values, *v.filler] == list(range(v.size))
+    with pytest.raises(ConfigError, match=r"n_specials is 4.*n_keys is 0"):
+        Vocabulary(n_specials=4, n_keys=0)
+
+
+def test_registry() -> None:
+    assert set(TASKS) == {"kv_recall", "needle", "facts"}
+    task = make_task("kv_recall", {"n_pairs": 8}, VOCABULARY, text=TEXT)
+    assert isinstance(task, KvRecall)
+    assert task.with_options(n_pairs=4).options == {**task.options, "n_pairs": 4}
+    assert make_task("needle", {"length": 90}, VOCABULARY, text=TEXT).max_length == 90
+    assert make_task("facts", None, VOCABULARY).name == "facts"
+    assert tasks.make_task is make_task
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tasks.nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "messages"),
+    [
+        ("recall", {}, ["no task 'recall'", "kv_recall"]),
+        ("kv_recall", {"pairs": 8, "gap": 3, "loss": "some"}, ["gap, pairs", "loss 'some'", "n_pairs"]),
+        ("kv_recall", {"n_pairs": 65, "distance": "near"}, ["more than 64 keys", "64 values", "'near'"]),
+        ("kv_recall", {"n_pairs": "16", "absent": True}, ["n_pairs is '16', not int", "absent is True"]),
+        ("kv_recall", {"distance": "beyond:9", "n_queries": 17}, ["beyond:R"]),
+        ("kv_recall", {"distance": "fixed:1"}, ["below 2"]),
+        ("kv_recall", {"distance": "uniform:9:4"}, ["ends before"]),
+        ("kv_recall", {"n_queries": 0, "absent": 1.5}, ["at least 1", "no share"]),
+        ("needle", {"length": 16}, ["no room"]),
+        ("needle", {"n_queries": 5}, ["n_queries 5"]),
+        ("needle", {"depth": "at:2"}, ["depth 'at:2'"]),
+        ("needle", {"depth": "beyond:x", "length": 9000}, ["beyond:x", "text of train has 3000"]),
+        ("needle", {"depth": "at:0.5", "n_queries": 2}, ["one asked needle"]),
+        ("needle", {"value_length": 5, "alphabet": "x", "loss": "y"}, ["1 to 4", "own or text", "language"]),
+        ("needle", {"n_needles": 65, "length": 1000}, ["64 ids give too few keys"]),
+        ("facts", {"n_facts": 9, "position": "top", "filler_tokens": -1}, ["1 to 8", "'top'", "negative"]),
+        ("facts", {"n_queries": 4}, ["n_queries 4"]),
+    ],
+)
+def test_bad_options_are_refused_all_at_once(name: str, options: dict[str, Any], messages: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_task(name, options, VOCABULARY, text=TEXT)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_bad_requests() -> None:
+    task = EXAMPLES[0]
+    with pytest.raises(TaskError, match="does not fit into rows of 20"):
+        task.batch(0, "train", 0, 2, 20)
+    with pytest.raises(TaskError, match="no split 'dev'"):
+        task.batch(0, "dev", 0, 2, 200)
+    with pytest.raises(TaskError, match="start at 0"):
+        task.batch(-1, "train", 0, 2, 200)
+    with pytest.raises(ConfigError, match="unknown option gap"):
+        task.with_options(gap=3)
+    with pytest.raises(ConfigError, match="text of train"):
+        make_task("needle", {}, VOCABULARY)
+    with pytest.raises(ConfigError, match="tokenizer has 256 ids"):
+        make_task("facts", {}, Vocabulary(text=100))
+
+
+def test_a_task_file_shows_an_example() -> None:
+    command = [sys.executable, "-W", "error", "-m", "groundthink.tasks.kv_recall"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("tokens BOS")
+    assert shown.stderr == ""
