@@ -175,6 +175,5 @@ def split_tokens(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, NDArray[np.i
 def _check(*, seed: int, step: int, rows: int, length: int) -> None:
     if seed < 0 or step < 0 or rows < 1 or length < 1:
         raise DataError(
-            f"seed {seed}, step {step}, rows {rows}, length {length}: "
-            "seed and step start at 0, the others at 1"
+            f"seed {seed}, step {step}, rows {rows}, length {length}: seed and step start at 0, the others at 1"
         )

@@ -48,9 +48,7 @@ class Batch:
         dtypes = (self.tokens.dtype, self.labels.dtype, self.documents.dtype)
         if dtypes != (torch.int64, torch.int64, torch.int32):
             raise DataError(f"dtypes must be int64, int64, int32, not {dtypes}")
-        if self.fresh is not None and (
-            self.fresh.shape != self.tokens.shape[:1] or self.fresh.dtype != torch.bool
-        ):
+        if self.fresh is not None and (self.fresh.shape != self.tokens.shape[:1] or self.fresh.dtype != torch.bool):
             raise DataError("fresh must be bool [B]")
 
     @property

@@ -112,11 +112,7 @@ class BPETokenizer:
     def __init__(self, core: tokenizers.Tokenizer, name: str) -> None:
         state = json.loads(core.to_str())
         before = state.get("pre_tokenizer") or {}
-        if (
-            state["model"].get("type") != "BPE"
-            or before.get("type") != "ByteLevel"
-            or state.get("normalizer")
-        ):
+        if state["model"].get("type") != "BPE" or before.get("type") != "ByteLevel" or state.get("normalizer"):
             raise DataError(
                 "only byte-level BPE without a normalizer is lossless",
                 where=name,
@@ -184,9 +180,7 @@ class BPETokenizer:
             merges = [(left, right) for left, right in pairs]
             core = _byte_level(models.BPE(vocab=vocab, merges=merges))
         except FileNotFoundError as error:
-            raise DataError(
-                "no such file", where=str(error.filename), fix="both files are needed."
-            ) from error
+            raise DataError("no such file", where=str(error.filename), fix="both files are needed.") from error
         except Exception as error:  # the library raises bare Exception on merges outside the vocabulary
             raise DataError(f"not in GPT-2's format ({error})", where=str(folder)) from error
         return cls(core, "gpt2")

@@ -24,8 +24,11 @@ class LayerConfig:
         conv_width: taps of G's short convolution on q, k, v.
         error: form of the delta rule, "decayed" (the papers) or "raw".
         allow_negative_eigenvalues: beta in [0, 2] instead of [0, 1]; the decayed form only.
-        decay: "mamba" (exp(-exp(A_log) softplus(x + dt_bias))) or "sigmoid" (sigmoid(x + decay_bias)).
+        decay: "sigmoid" (sigmoid(x + decay_bias)) or "mamba" (exp(-exp(A_log) softplus(x + dt_bias))), see
+            docs/decisions/0004.
         beta_bias, decay_bias: start of the gates' biases; decay_bias is used by "sigmoid" alone.
+        start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
+            key names the token before its value from the first step on; "plain": random.
         query: G's own query: its own projection ("own") or the key ("key", sources 001 and 003).
         read_sources: memories an S layer reads: of the nearest G below, or of all below, weighted.
         read_query_activation: applied to an S layer's memory query before its L2 norm.
@@ -48,9 +51,10 @@ class LayerConfig:
     conv_width: int = 4
     error: Literal["decayed", "raw"] = "decayed"
     allow_negative_eigenvalues: bool = False
-    decay: Literal["mamba", "sigmoid"] = "mamba"
+    decay: Literal["sigmoid", "mamba"] = "sigmoid"
     beta_bias: float = 0.0
-    decay_bias: float = 4.0
+    decay_bias: float = 5.0
+    start: Literal["mimetic", "plain"] = "mimetic"
     query: Literal["own", "key"] = "own"
     read_sources: Literal["nearest", "all"] = "nearest"
     read_query_activation: Literal["none", "relu", "silu"] = "silu"

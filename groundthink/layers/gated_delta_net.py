@@ -20,15 +20,20 @@ class ShortConvolution(nn.Module):
 
     roles: ClassVar = {"weight": "convolution"}
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, config: LayerConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, width))
+        self.mimetic = config.start == "mimetic" and config.conv_width > 1
+        self.weight = nn.Parameter(torch.empty(channels, config.conv_width))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Uniform within 1/sqrt(width), as torch's Conv1d."""
+        """Uniform within 1/sqrt(width), as torch's Conv1d; mimetic: a fifth of that round the mean of two tokens."""
         bound = self.weight.shape[1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
+        if self.mimetic:
+            self.weight.mul_(0.2)
+            self.weight[:, -2:].add_(0.5)
 
 
 class GatedDeltaNet(Mixer):
@@ -46,7 +51,7 @@ class GatedDeltaNet(Mixer):
         value_channels = config.value_heads * config.value_dim
         self.sizes = [key_channels] * (2 if config.query == "own" else 1) + [value_channels]
         self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=False)
-        self.conv = ShortConvolution(sum(self.sizes), config.conv_width)
+        self.conv = ShortConvolution(sum(self.sizes), config)
         self.gates = DeltaGates(config)
         self.out_gate = nn.Linear(config.d_model, value_channels, bias=False)
         self.out_norm = RMSNorm(config.value_dim, config.norm_eps)
@@ -54,6 +59,11 @@ class GatedDeltaNet(Mixer):
         self.own_read_drop_prob = config.own_read_drop_prob
         self.hook_q, self.hook_k, self.hook_v = nn.Identity(), nn.Identity(), nn.Identity()
         self.hook_beta, self.hook_log_decay, self.hook_own_read = nn.Identity(), nn.Identity(), nn.Identity()
+
+    @property
+    def key_weight(self) -> Tensor:
+        """The rows of the projection that make keys, [H*K,D]."""
+        return self.qkv.weight[-sum(self.sizes[-2:]) : -self.sizes[-1]]
 
     @classmethod
     def reach(cls, config: LayerConfig) -> float:

@@ -14,7 +14,7 @@ from groundthink.layers import ROLES, Context, RMSNorm, State
 from groundthink.model.block import Block
 from groundthink.model.config import ModelConfig
 from groundthink.model.hf import GroundThinkConfig, SnapshotCache, documents_from_mask
-from groundthink.model.init import init_module, scale_residual_writers
+from groundthink.model.init import init_module, scale_residual_writers, start_queries_as_keys
 from groundthink.model.snapshot import Snapshot
 from groundthink.ops import DeltaMemory, linear_cross_entropy
 
@@ -45,6 +45,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": "embed.weight"} if sizes.tie_embeddings else {}
         self.post_init()
         scale_residual_writers(self.blocks)
+        if sizes.start == "mimetic":
+            start_queries_as_keys(list(self.blocks))  # type: ignore[arg-type]
 
     # --- the model itself -----------------------------------------------------------------------------------
 

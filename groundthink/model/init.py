@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
-from groundthink.layers.gated_delta_net import ShortConvolution
+from groundthink.layers.gated_delta_net import GatedDeltaNet, ShortConvolution
 from groundthink.layers.gates import DeltaGates
-from groundthink.layers.memory_attention import MemoryReader
+from groundthink.layers.memory_attention import MemoryAttention, MemoryReader
 from groundthink.layers.norms import RMSNorm
+from groundthink.model.block import Block
 from groundthink.model.config import ModelConfig
 
 
@@ -42,3 +45,18 @@ def scale_residual_writers(blocks: nn.ModuleList) -> None:
     for name, parameter in blocks.named_parameters():
         if name.endswith((".out.weight", ".down.weight")):
             parameter.mul_(factor)
+
+
+@torch.no_grad()
+def start_queries_as_keys(blocks: Iterable[Block]) -> None:
+    """Mimetic start (2410.11135): what asks a memory starts as what wrote it, in the same layer and in later ones."""
+    writers: list[GatedDeltaNet] = []
+    for block in blocks:
+        mixer = block.mixer
+        if isinstance(mixer, GatedDeltaNet):
+            writers.append(mixer)
+            if mixer.config.query == "own":
+                mixer.qkv.weight[: mixer.sizes[0]] = mixer.key_weight
+        elif isinstance(mixer, MemoryAttention):
+            sources = writers[-mixer.reader.sources :]
+            mixer.reader.query.weight.copy_(torch.cat([writer.key_weight for writer in sources]))

@@ -40,9 +40,7 @@ def check_episode(episode: Episode, vocabulary: Vocabulary) -> None:
         raise TaskError("the first token is labelled, with nothing before it")
     wrong = np.flatnonzero((labels != IGNORE) & (labels != tokens))
     if wrong.size:
-        raise TaskError(
-            f"label {labels[wrong[0]]} stands on token {tokens[wrong[0]]} at {wrong[0]}: shifted?"
-        )
+        raise TaskError(f"label {labels[wrong[0]]} stands on token {tokens[wrong[0]]} at {wrong[0]}: shifted?")
     if not episode.queries:
         raise TaskError("nothing is asked")
     end = 0
@@ -108,7 +106,5 @@ def check_splits(task: Task, *, seed: int = 0, n: int = 32) -> None:
         for episode in task.episodes(seed, split, n):
             content = episode.tokens.tobytes()
             if content in seen:
-                raise TaskError(
-                    f"an episode of {split} occurs in {seen[content]} too", where=f"task {task.name}"
-                )
+                raise TaskError(f"an episode of {split} occurs in {seen[content]} too", where=f"task {task.name}")
             seen[content] = split

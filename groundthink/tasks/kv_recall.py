@@ -100,9 +100,7 @@ class KvRecall(Task):
             found.append(f"absent {self.absent} is no share between 0 and 1")
         spare = self.n_queries if self.absent else 0
         if self.n_pairs + spare > vocabulary.n_keys:
-            found.append(
-                f"{self.n_pairs} pairs and {spare} absent keys need more than {vocabulary.n_keys} keys"
-            )
+            found.append(f"{self.n_pairs} pairs and {spare} absent keys need more than {vocabulary.n_keys} keys")
         if self.unique_values and self.n_pairs > vocabulary.n_values:
             found.append(f"{self.n_pairs} unique values need more than {vocabulary.n_values} values")
         if self.loss not in ("answers", "all"):
@@ -135,9 +133,7 @@ class KvRecall(Task):
             values = generator.integers(vocabulary.values.start, vocabulary.values.stop, size=n)
         law = DistanceLaw.parse(self.distance)
         nearest = int(generator.integers(law.low, law.high + 1))
-        tokens = generator.integers(
-            vocabulary.filler.start, vocabulary.filler.stop, size=self._length(nearest)
-        )
+        tokens = generator.integers(vocabulary.filler.start, vocabulary.filler.stop, size=self._length(nearest))
         tokens[0] = vocabulary.bos
         tokens[1 : 1 + 2 * n : 2] = keys[:n]
         tokens[2 : 2 + 2 * n : 2] = values
@@ -208,9 +204,7 @@ class KvRecall(Task):
         for query in episode.queries:
             value = (binding[query.key[-1]],) if query.revealed_at is not None else query.value
             tokens[query.query_position + 1] = value[0]
-            queries.append(
-                Query(query.key, value, query.cue, query.query_position, query.revealed_at, stored)
-            )
+            queries.append(Query(query.key, value, query.cue, query.query_position, query.revealed_at, stored))
         return self._episode(tokens, tuple(queries))
 
 

@@ -201,9 +201,7 @@ class Needle(Task):
                 return None
         return self._finish(tokens, tuple(queries), spans)
 
-    def _finish(
-        self, tokens: NDArray[np.int64], queries: tuple[Query, ...], spans: list[tuple[int, int]]
-    ) -> Episode:
+    def _finish(self, tokens: NDArray[np.int64], queries: tuple[Query, ...], spans: list[tuple[int, int]]) -> Episode:
         labels = labels_for(tokens, queries)
         if self.loss == "language":
             labels = tokens.copy()

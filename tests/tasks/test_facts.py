@@ -57,20 +57,14 @@ def test_combinations_of_the_test_are_held_out() -> None:
     assert not seen["train"] & seen["test"] | seen["train"] & seen["valid"] | seen["valid"] & seen["test"]
     # No part is held out: every name, object and colour of the test is known from training.
     for part in range(3):
-        assert (
-            {fact[part] for fact in seen["train"]} == {fact[part] for fact in seen["test"]} == set(range(8))
-        )
+        assert {fact[part] for fact in seen["train"]} == {fact[part] for fact in seen["test"]} == set(range(8))
 
 
 def test_with_a_trained_tokenizer_pieces_are_the_pieces_of_the_whole() -> None:
-    words = [
-        f" {n} has a {c} {o}. What colour is {n}'s {o}?" for n in NAMES for c in COLOURS for o in OBJECTS
-    ]
+    words = [f" {n} has a {c} {o}. What colour is {n}'s {o}?" for n in NAMES for c in COLOURS for o in OBJECTS]
     tokenizer = BPETokenizer.train([*words, *FILLER], 420)
     task = Facts(Vocabulary(text=420), tokenizer=tokenizer, n_facts=3, n_queries=2)
     for episode in task.episodes(0, "test", 10):
         check_episode(episode, task.vocabulary)
         assert tokenizer.encode(read(task, episode.tokens)) == episode.tokens[1:].tolist()
-    assert (
-        task.digest != Facts(Vocabulary(text=420), tokenizer=ByteTokenizer(), n_facts=3, n_queries=2).digest
-    )
+    assert task.digest != Facts(Vocabulary(text=420), tokenizer=ByteTokenizer(), n_facts=3, n_queries=2).digest

@@ -34,9 +34,7 @@ def test_fixed_is_the_least_distance_and_is_reached(d: int, pairs: int, queries:
 
 @few
 @given(r=st.integers(1, 60), slack=st.integers(0, 9), **sizes)
-def test_beyond_keeps_every_query_out_of_the_horizon(
-    r: int, slack: int, pairs: int, queries: int, seed: int
-) -> None:
+def test_beyond_keeps_every_query_out_of_the_horizon(r: int, slack: int, pairs: int, queries: int, seed: int) -> None:
     task = KvRecall(VOCABULARY, n_pairs=pairs, n_queries=min(pairs, queries), distance=f"beyond:{r}:{slack}")
     assert all(d > r for found in distances(task, seed) for d in found)
     single = KvRecall(VOCABULARY, n_pairs=pairs, distance=f"beyond:{r}")
