@@ -1,1 +1,38 @@
-"""GroundThink: build, train and prove hybrid language models with a memory that can be read twice."""
+"""GroundThink: build, train and prove hybrid language models whose memory can be read twice.
+
+Names load when they are first used, so `import groundthink` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "DeltaMemory": "ops",
+    "write": "ops",
+    "write_and_read": "ops",
+    "HybridForCausalLM": "model",
+    "ModelConfig": "model",
+    "Snapshot": "model",
+    "no_read_twin": "model",
+    "window_only_twin": "model",
+    "load_model": "model",
+    "save_model": "model",
+    "load_recipe": "training",
+    "load": "training",
+    "resume": "training",
+    "train": "training",
+    "certify": "probes",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'groundthink' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"groundthink.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,17 +33,48 @@ def causal_conv(
     batch, length, width = x.shape[0], x.shape[1], weight.shape[1]
     if weight.shape[0] != x.shape[2]:
         raise ValueError(f"weight should be [{x.shape[2]}, W], is {tuple(weight.shape)}")
-    weight = weight.to(x.dtype)
     before = x.new_zeros(batch, width - 1, x.shape[2]) if state is None else state.to(x.dtype)
     padded = torch.cat([before, x], 1)
-    if documents is None:
-        y = sum(weight[:, i] * padded[:, i : i + length] for i in range(width))
-        assert isinstance(y, Tensor)
-        return y, padded[:, length:]
+    same = None if documents is None else _same_document(documents, width)
+    y: Tensor = _CausalConv.apply(padded, weight.to(x.dtype), same)  # type: ignore[no-untyped-call]
+    after = padded[:, length:]
+    if documents is not None:
+        ids = torch.cat([documents[:, :1].expand(batch, width - 1), documents], 1)
+        after = after * (ids[:, length:] == documents[:, -1:])[..., None]
+    return y, after
+
+
+def _same_document(documents: Tensor, width: int) -> Tensor:
+    """[W-1,B,T,1] bool: whether tap i of the token at t reads the token's own document."""
+    batch, length = documents.shape
     ids = torch.cat([documents[:, :1].expand(batch, width - 1), documents], 1)
-    y = weight[:, -1] * x
-    for i in range(width - 1):
-        same = (ids[:, i : i + length] == documents)[..., None]
-        y = y + weight[:, i] * (padded[:, i : i + length] * same)
-    last = (ids[:, length:] == documents[:, -1:])[..., None]
-    return y, padded[:, length:] * last
+    taps = [ids[:, i : i + length] == documents for i in range(width - 1)]
+    return torch.stack(taps)[..., None] if taps else documents.new_zeros(0, batch, length, 1, dtype=torch.bool)
+
+
+class _CausalConv(torch.autograd.Function):
+    """Tap by tap. Autograd would zero-pad and add one full tensor per tap and slice; this accumulates in place."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, same: Tensor | None) -> Tensor:
+        ctx.save_for_backward(padded, weight, same)
+        width = weight.shape[1]
+        length = padded.shape[1] - width + 1
+        y = padded[:, width - 1 :] * weight[:, -1]
+        for i in range(width - 1):
+            tap = padded[:, i : i + length]
+            y = torch.addcmul(y, tap if same is None else tap * same[i], weight[:, i])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        padded, weight, same = ctx.saved_tensors
+        width = weight.shape[1]
+        length = padded.shape[1] - width + 1
+        d_padded, d_weight = torch.zeros_like(padded), torch.empty_like(weight)
+        for i in range(width):
+            kept = dy if same is None or i == width - 1 else dy * same[i]
+            d_padded[:, i : i + length].addcmul_(kept, weight[:, i])
+            d_weight[:, i] = (kept * padded[:, i : i + length]).sum((0, 1))
+        return d_padded, d_weight, None
