@@ -1,1 +1,52 @@
-"""."""
+"""Training: phases from a recipe, exact resumption, evidence on disk."""
+
+from groundthink.training.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
+from groundthink.training.config import (
+    DataConfig,
+    MixItem,
+    OptimizerConfig,
+    Phase,
+    Threshold,
+    TrainConfig,
+    config_from_dict,
+    load_recipe,
+    recipe_names,
+    to_yaml,
+)
+from groundthink.training.events import Event, EventLog, read_events
+from groundthink.training.language import Difference, TextScores, paired_bootstrap, score_text
+from groundthink.training.loop import TrainResult, resume, train
+from groundthink.training.mixture import Measurement, Rows, Source
+from groundthink.training.run import Hook, SourceFactory
+
+__all__ = [
+    "Checkpoint",
+    "DataConfig",
+    "Difference",
+    "Event",
+    "EventLog",
+    "Hook",
+    "Measurement",
+    "MixItem",
+    "OptimizerConfig",
+    "Phase",
+    "Rows",
+    "Source",
+    "SourceFactory",
+    "TextScores",
+    "Threshold",
+    "TrainConfig",
+    "TrainResult",
+    "config_from_dict",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_recipe",
+    "paired_bootstrap",
+    "read_events",
+    "recipe_names",
+    "resume",
+    "score_text",
+    "to_yaml",
+    "train",
+]
