@@ -12,7 +12,7 @@ import torch
 from groundthink.data import Corpus, TextSource, Tokenizer, load_corpus, load_tokenizer, split_tokens
 from groundthink.errors import ConfigError
 from groundthink.model import HybridForCausalLM, ModelConfig
-from groundthink.tasks import Task, Vocabulary, evaluate, make_task
+from groundthink.tasks import TASKS, Task, Vocabulary, evaluate, make_task
 from groundthink.training.config import TEXT, MixItem, TrainConfig
 from groundthink.training.language import score_text
 from groundthink.training.mixture import Measurement, Predict, Rows, Source, derive
@@ -140,8 +140,6 @@ class Recipe:
 
     def task(self, item: MixItem) -> Task:
         """The task of one mix item. Text is read only if the task hides something in it."""
-        from groundthink.tasks import TASKS
-
         kind = TASKS.get(item.source)
         fields = {field.name for field in dataclasses.fields(kind)} if kind else set()
         return make_task(
@@ -166,6 +164,8 @@ class Recipe:
         for i, phase in enumerate(self.config.phases):
             if model and model.max_length is not None and phase.length > model.max_length:
                 problems.append(f"phases[{i}].length is {phase.length}, model.max_length {model.max_length}")
+            if model and model.max_length is not None and phase.state_passing:
+                problems.append(f"phases[{i}].state_passing reads on without end: unset model.max_length")
             for j, item in enumerate(phase.mix):
                 if item.source == TEXT or not vocabulary:
                     continue

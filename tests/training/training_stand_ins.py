@@ -103,7 +103,7 @@ class TinyModel(nn.Module):
 
 @dataclasses.dataclass
 class TinySource:
-    """Random rows with a rule in them: each token is the one before plus `stride`; every `every`th labelled."""
+    """Rows in which each token is the one before plus `stride`, with noise; every `every`th is labelled."""
 
     stride: int = 3
     every: int = 1
