@@ -107,11 +107,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     folder = run / FOLDER
     if not folder.is_dir():
         return []
-    found = [
-        path
-        for path in folder.iterdir()
-        if re.fullmatch(r"step_\d{8,}", path.name) and (path / STATE).is_file()
-    ]
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,}", path.name) and (path / STATE).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
@@ -146,9 +142,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         try:
             found = _sha256(file)
         except OSError as error:
-            raise CheckpointError(
-                f"cannot be read: {error.strerror}", where=str(file), fix=_other(path)
-            ) from error
+            raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=_other(path)) from error
         if found != digest:
             raise CheckpointError(
                 "is damaged or truncated: its SHA-256 is not the one stored",
@@ -159,9 +153,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             try:
                 tensors[name] = load_file(file)
             except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"is not safetensors: {error}", where=str(file), fix=_other(path)
-                ) from error
+                raise CheckpointError(f"is not safetensors: {error}", where=str(file), fix=_other(path)) from error
     for name in (MODEL, OPTIMIZER, CARRIED):
         if name not in tensors:
             raise CheckpointError(f"lacks {name}", where=str(path), fix=_other(path))
@@ -182,9 +174,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Ada
     for name in sorted(set(given) & set(own)):
         mine, theirs = own[name], given[name]
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            problems.append(
-                f"{name} is {theirs.dtype} {tuple(theirs.shape)}, the model's {tuple(mine.shape)}"
-            )
+            problems.append(f"{name} is {theirs.dtype} {tuple(theirs.shape)}, the model's {tuple(mine.shape)}")
     if not problems:
         problems = restore_moments(optimizer, checkpoint.optimizer)
     if problems:
@@ -228,13 +218,9 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(
-            f"cannot be read: {error.strerror}", where=str(file), fix=_other(path)
-        ) from error
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=_other(path)) from error
     except ValueError as error:
-        raise CheckpointError(
-            "is not JSON: damaged or truncated", where=str(file), fix=_other(path)
-        ) from error
+        raise CheckpointError("is not JSON: damaged or truncated", where=str(file), fix=_other(path)) from error
     body = {key: value for key, value in state.items() if key != "digest"} if isinstance(state, dict) else {}
     if not body or state.get("digest") != _digest(body):
         raise CheckpointError("was changed or is not of this program", where=str(file), fix=_other(path))

@@ -159,9 +159,7 @@ class Phase:
             problems += threshold.check(f"{path}.advance[{i}]", labels)
         for name, value in self.model_options.items():
             if not isinstance(value, (bool, int, float)):
-                problems.append(
-                    f"{path}.model_options.{name} is {value!r}, it must be a number, true or false"
-                )
+                problems.append(f"{path}.model_options.{name} is {value!r}, it must be a number, true or false")
         if self.state_passing and TEXT not in [item.source for item in self.mix]:
             problems.append(f"{path}.state_passing carries text on, but the mix has no text")
         return problems
@@ -315,9 +313,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     else:
         names = recipe_names()
         if text not in names:
-            raise ConfigError(
-                f"there is no recipe {text!r}", fix=f"name one of {', '.join(names)}, or a YAML file"
-            )
+            raise ConfigError(f"there is no recipe {text!r}", fix=f"name one of {', '.join(names)}, or a YAML file")
         raw, where = (
             load_yaml((_recipes() / f"{text}.yaml").read_text(encoding="utf-8"), text),
             f"recipe {text}",
@@ -333,9 +329,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 
 def recipe_names() -> list[str]:
     """The shipped recipes."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in _recipes().iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in _recipes().iterdir() if entry.name.endswith(".yaml"))
 
 
 def to_yaml(config: TrainConfig) -> str:

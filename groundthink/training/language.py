@@ -112,9 +112,7 @@ def paired_bootstrap(a: TextScores, b: TextScores, *, seed: int, n: int = 10_000
         DataError: not the same documents, or other bytes of them.
     """
     if not (np.array_equal(a.documents, b.documents) and np.array_equal(a.n_bytes, b.n_bytes)):
-        raise DataError(
-            "the two scores are not of the same documents", fix="score both models on the same windows"
-        )
+        raise DataError("the two scores are not of the same documents", fix="score both models on the same windows")
     differences = a.per_document - b.per_document
     size = len(differences)
     generator = np.random.default_rng(seed)

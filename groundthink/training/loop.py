@@ -103,9 +103,7 @@ def resume(
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            "there is no run", where=str(folder), fix="name a folder with a config.yaml in it"
-        )
+        raise CheckpointError("there is no run", where=str(folder), fix="name a folder with a config.yaml in it")
     checkpoint = load_checkpoint(latest_checkpoint(folder))
     config = load_recipe(folder / CONFIG)
     if checkpoint.state["config_digest"] != config.digest:

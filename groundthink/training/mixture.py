@@ -14,9 +14,7 @@ from torch import Tensor
 from groundthink.errors import DataError
 from groundthink.training.config import TEXT, MixItem, Phase
 
-GOLDEN = Fraction(
-    (math.sqrt(5) - 1) / 2
-)  # its multiples fill [0, 1) more evenly than those of any other number
+GOLDEN = Fraction((math.sqrt(5) - 1) / 2)  # its multiples fill [0, 1) more evenly than those of any other number
 
 
 class Rows(Protocol):
@@ -145,7 +143,5 @@ class Mixture:
         batch = build(seed=self.seeds[item.label], step=step, rows=rows, length=self.phase.length)
         if tuple(batch.tokens.shape) != (rows, self.phase.length):
             found, wanted = tuple(batch.tokens.shape), (rows, self.phase.length)
-            raise DataError(
-                f"the batch of {item.label!r} is {found}, it should be {wanted}", where=self.phase.name
-            )
+            raise DataError(f"the batch of {item.label!r} is {found}, it should be {wanted}", where=self.phase.name)
         return Part(item.label, batch, item.loss_weight, streams)

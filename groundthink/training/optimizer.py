@@ -96,9 +96,7 @@ def restore_moments(optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) ->
             problems.append(f"{full} is {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
             continue
         # AdamW keeps its step counters on the CPU unless it is fused.
-        state.setdefault(name, {})[key] = (
-            value.clone() if key == "step" else value.to(parameter.device, copy=True)
-        )
+        state.setdefault(name, {})[key] = value.clone() if key == "step" else value.to(parameter.device, copy=True)
     problems += [f"moments of {name!r} are incomplete" for name, held in state.items() if len(held) != 3]
     if not problems:
         optimizer.state.clear()

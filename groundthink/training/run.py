@@ -113,9 +113,7 @@ class Run:
             return
         began = time.monotonic()
         carried: dict[str, Tensor] = {
-            f"{key}/{name}": x
-            for key, snapshot in self.carry.items()
-            for name, x in snapshot.tensors().items()
+            f"{key}/{name}": x for key, snapshot in self.carry.items() for name, x in snapshot.tensors().items()
         }
         path = save_checkpoint(
             self.folder,
@@ -203,9 +201,7 @@ class Run:
     def _enter_phase(self, *, resumed: bool) -> None:
         index = self.progress.phase
         self.knobs.apply(self.phase.model_options, f"phases[{index}]")
-        self.mixture = Mixture(
-            seed=self.config.seed, index=index, phase=self.phase, sources=self.sources[index]
-        )
+        self.mixture = Mixture(seed=self.config.seed, index=index, phase=self.phase, sources=self.sources[index])
         if not resumed:
             patience = (0,) * len(self.phase.advance)
             self._update(step_in_phase=0, phase_elapsed=0.0, patience=patience)
@@ -217,9 +213,7 @@ class Run:
         rate = learning_rate(self.config.optimizer.learning_rate, phase, here.step_in_phase, spent=spent)
         parts = self.mixture.parts(here.step_in_phase)
         self.model.train()
-        torch.manual_seed(
-            derive(self.config.seed, "step", here.step)
-        )  # dropout is a function of the step too
+        torch.manual_seed(derive(self.config.seed, "step", here.step))  # dropout is a function of the step too
         report, self.carry = self.stepper.take(
             parts, self.carry, learning_rate=rate, accumulate=phase.accumulate, normalise=phase.normalise
         )
@@ -348,9 +342,7 @@ def choose_device(name: str) -> torch.device:
         ConfigError: CUDA is asked for and not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is cuda, but torch sees none here", where="device", fix="set device to cpu or auto"
-        )
+        raise ConfigError("device is cuda, but torch sees none here", where="device", fix="set device to cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -112,17 +112,12 @@ class Stepper:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         totals = torch.stack([torch.stack(list(sums[part.name])).sum() for part in parts])
-        *values, grad_norm = torch.cat(
-            [totals, norm.float().reshape(1)]
-        ).tolist()  # the step's one stall of a GPU
+        *values, grad_norm = torch.cat([totals, norm.float().reshape(1)]).tolist()  # the step's one stall of a GPU
         expected = sum(labelled(part.batch.labels) for part in parts)
         if sum(map(int, counted)) != expected:
-            raise RuntimeError(
-                f"the model counted {sum(map(int, counted))} labels, the batches hold {expected}"
-            )
+            raise RuntimeError(f"the model counted {sum(map(int, counted))} labels, the batches hold {expected}")
         losses = {
-            part.name: value / max(1, labelled(part.batch.labels))
-            for part, value in zip(parts, values, strict=True)
+            part.name: value / max(1, labelled(part.batch.labels)) for part, value in zip(parts, values, strict=True)
         }
         objective = math.fsum(value * scales[part.name] for part, value in zip(parts, values, strict=True))
         fault = self._fault(losses, grad_norm)

@@ -28,9 +28,7 @@ class _Loader(yaml.SafeLoader):
 
 
 # YAML 1.1 wants a dot in 1.0e-3; without this rule 1e-3 would be the text "1e-3".
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def load_yaml(text: str, where: str) -> Any:
@@ -58,9 +56,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(
-            f"cannot be read: {reason}", where=str(path), fix="name a readable YAML file"
-        ) from error
+        raise ConfigError(f"cannot be read: {reason}", where=str(path), fix="name a readable YAML file") from error
 
 
 def read_fields(cls: type, raw: Any, path: str, problems: list[str]) -> dict[str, Any]:
@@ -115,9 +111,7 @@ def set_path(plain: dict[str, Any], override: str) -> None:
             target[last]  # an index past the end is no place to write to
         target[last] = load_yaml(text, where=override)
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"there is no {path!r} to set", where=override, fix="name an existing field"
-        ) from error
+        raise ConfigError(f"there is no {path!r} to set", where=override, fix="name an existing field") from error
 
 
 @functools.cache
@@ -146,11 +140,7 @@ def _convert(hint: Any, raw: Any, path: str, problems: list[str]) -> Any:
     if origin is tuple:
         return _convert_tuple(arguments, raw, path, problems)
     if origin is Literal:
-        return (
-            raw
-            if _is_literal(raw, arguments)
-            else _wrong(raw, path, " or ".join(map(str, arguments)), problems)
-        )
+        return raw if _is_literal(raw, arguments) else _wrong(raw, path, " or ".join(map(str, arguments)), problems)
     if origin is dict:
         if isinstance(raw, dict) and all(isinstance(key, str) for key in raw):
             return dict(raw)
@@ -168,8 +158,7 @@ def _convert_tuple(arguments: tuple[Any, ...], raw: Any, path: str, problems: li
         return _wrong(raw, path, f"a list of {len(arguments)}", problems)
     kinds = [arguments[0]] * len(raw) if arguments[-1] is Ellipsis else list(arguments)
     return tuple(
-        _convert(kind, item, f"{path}[{i}]", problems)
-        for i, (kind, item) in enumerate(zip(kinds, raw, strict=True))
+        _convert(kind, item, f"{path}[{i}]", problems) for i, (kind, item) in enumerate(zip(kinds, raw, strict=True))
     )
 
 

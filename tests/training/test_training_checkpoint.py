@@ -44,9 +44,7 @@ def run(tmp_path: Path) -> Path:
 def save(run: Path, step: int, model: torch.nn.Module | None = None, keep_last: int = 0) -> Path:
     model = TinyModel() if model is None else model
     optimizer = build_optimizer(model, OptimizerConfig())
-    return save_checkpoint(
-        run, step=step, state={}, model=model, optimizer=optimizer, carried={}, keep_last=keep_last
-    )
+    return save_checkpoint(run, step=step, state={}, model=model, optimizer=optimizer, carried={}, keep_last=keep_last)
 
 
 def test_what_a_checkpoint_holds(run: Path) -> None:
@@ -90,9 +88,7 @@ def test_damaged_tensors_are_refused(run: Path, name: str, damage: Callable[[Pat
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate, flip, lambda path: path.write_text("[]")], ids=["cut", "bit", "list"]
-)
+@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.write_text("[]")], ids=["cut", "bit", "list"])
 def test_a_damaged_state_is_refused(run: Path, damage: Callable[[Path], None]) -> None:
     damage(latest_checkpoint(run) / "state.json")
     with pytest.raises(CheckpointError, match=r"state\.json"):
@@ -158,9 +154,7 @@ def test_foreign_tensors_are_named(run: Path, change: str) -> None:
     if change == "dtype":
         found.model["mix.weight"] = found.model["mix.weight"].half()
     model = TinyModel()
-    with pytest.raises(
-        CheckpointError, match={"lacks": "embed", "adds": "extra", "dtype": "float16"}[change]
-    ):
+    with pytest.raises(CheckpointError, match={"lacks": "embed", "adds": "extra", "dtype": "float16"}[change]):
         restore(found, model, build_optimizer(model, OptimizerConfig()))
 
 

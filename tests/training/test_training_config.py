@@ -159,9 +159,7 @@ def test_the_shipped_recipes() -> None:
 
 
 def test_overrides() -> None:
-    config = load_recipe(
-        "demo", ["seed=7", "phases[0].steps=5", "phases.0.mix.0.weight=2", "model.d_model=64"]
-    )
+    config = load_recipe("demo", ["seed=7", "phases[0].steps=5", "phases.0.mix.0.weight=2", "model.d_model=64"])
     assert (config.seed, config.phases[0].steps, config.phases[0].mix[0].weight) == (7, 5, 2.0)
     assert config.model == {**load_recipe("demo").model, "d_model": 64}
     assert load_recipe("demo", ["phases[0].max_seconds=null"]).phases[0].max_seconds is None
@@ -180,9 +178,7 @@ items = st.builds(
     loss_weight=positive,
     options=st.dictionaries(st.sampled_from(["n_pairs", "loss"]), st.integers() | st.text(max_size=5)),
 )
-thresholds = st.builds(
-    Threshold, metric=st.just("kv_recall.exact"), at_least=positive, n=st.none() | st.just(9)
-)
+thresholds = st.builds(Threshold, metric=st.just("kv_recall.exact"), at_least=positive, n=st.none() | st.just(9))
 phases = st.builds(
     Phase,
     steps=st.integers(1, 10**9),

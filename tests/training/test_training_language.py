@@ -30,9 +30,7 @@ def windows(rows: list[tuple[int, list[int], int]], length: int) -> Windows:
     for i, (_, ids, _) in enumerate(rows):
         tokens[i, : len(ids)] = torch.tensor(ids)
         labels[i, 1 : len(ids)] = torch.tensor(ids[1:])
-    return Windows(
-        Batch(tokens, labels), torch.tensor([r[0] for r in rows]), torch.tensor([r[2] for r in rows])
-    )
+    return Windows(Batch(tokens, labels), torch.tensor([r[0] for r in rows]), torch.tensor([r[2] for r in rows]))
 
 
 def scores(values: NDArray[np.float64] | list[float]) -> TextScores:

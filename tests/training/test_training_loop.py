@@ -55,17 +55,13 @@ def test_a_run_learns_and_leaves_evidence(tmp_path: Path) -> None:
     evaluations = of_kind(tmp_path / "r", "evaluation")
     assert [e["step"] for e in evaluations] == [75, 150]
     assert evaluations[0]["intervals"]["text.exact"] == [-0.1, 0.1, 200]
-    assert seen == [
-        json.loads(line)["event"] for line in (tmp_path / "r/events.jsonl").read_text().splitlines()
-    ]
+    assert seen == [json.loads(line)["event"] for line in (tmp_path / "r/events.jsonl").read_text().splitlines()]
     assert seen[0] == "start"
     assert seen[-1] == "done"
     assert len(hooked) == len(seen)
     assert hooked[0] is result.model
     assert not result.model.training
-    assert (
-        load_recipe(tmp_path / "r/config.yaml").digest == of_kind(tmp_path / "r", "start")[0]["config_digest"]
-    )
+    assert load_recipe(tmp_path / "r/config.yaml").digest == of_kind(tmp_path / "r", "start")[0]["config_digest"]
 
 
 def test_a_threshold_ends_a_phase_after_patience(tmp_path: Path) -> None:
@@ -183,9 +179,7 @@ def test_faulty_steps_are_skipped_and_logged(tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_go_on_says_so(tmp_path: Path) -> None:
     run_config = config({"steps": 30}, max_skips=3, checkpoint_every=4)
-    with pytest.raises(
-        GroundThinkError, match=r"step 8, phase p0: 3 steps in a row.*Fix: lower the learning rate"
-    ):
+    with pytest.raises(GroundThinkError, match=r"step 8, phase p0: 3 steps in a row.*Fix: lower the learning rate"):
         train(run_config, tmp_path / "r", model=Faulty(set(range(6, 40))), sources=sources)
     assert of_kind(tmp_path / "r", "fault")[-1]["action"] == "stop"
     assert [p.name for p in (tmp_path / "r/checkpoints").iterdir()] == ["step_00000004"]
