@@ -122,6 +122,7 @@ def resume(
 
 def _finish(run: Run, stop_at: int | None) -> TrainResult:
     reason = run.go(stop_at)
+    run.knobs.apply({}, "")  # the model is handed over as its config describes it
     run.model.eval()
     here = run.progress
     return TrainResult(run.model, run.folder, here.step, here.tokens, run.finished, reason, run.metrics)

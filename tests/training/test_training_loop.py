@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from training_stand_ins import TinyModel, TinySource, config, sources
 from groundthink.errors import CheckpointError, ConfigError, DataError, GroundThinkError
 from groundthink.training import EventLog, MixItem, load_checkpoint, load_recipe, read_events, resume, train
 from groundthink.training import events as events_module
+from groundthink.training import loop as loop_module
 
 TEXT_UP = {"metric": "text.exact", "at_least": 0.9}
 
@@ -107,14 +109,26 @@ def test_a_phase_ends_in_time(tmp_path: Path) -> None:
 
 def test_knobs_belong_to_their_phase(tmp_path: Path) -> None:
     seen = []
-    train(
-        config({"steps": 2, "model_options": {"drop_prob": 0.7}}, {"steps": 2}),
+    knob = {"model_options": {"drop_prob": 0.7}}
+    result = train(
+        config({"steps": 2, **knob}, {"steps": 2}, {"steps": 1, **knob}),
         tmp_path / "r",
         [lambda event, model: seen.append((event["event"], model.drop_prob))],
         model=TinyModel(dropout=0.3),
         sources=sources,
     )
-    assert [p for name, p in seen if name == "step"] == [0.7, 0.7, 0.3, 0.3]
+    assert [p for name, p in seen if name == "step"] == [0.7, 0.7, 0.3, 0.3, 0.7]
+    assert result.model.drop_prob == 0.3
+
+
+def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop_module, "write_whole", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        run(tmp_path / "r", {})
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("bad", ["knob", "role", "source", "file"])
