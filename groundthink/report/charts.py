@@ -175,6 +175,8 @@ def _lines(series: list[Series], axes: Axes, narrow: bool) -> Any:
     ax.set_xlim(*ax.get_xlim())
     ax.set_ylim(*ax.get_ylim())
     _marks(ax, axes, narrow)
+    if not axes.log_x:
+        ax.locator_params(axis="x", integer=True)
     if axes.ticks:
         _ticks(ax, axes.ticks, narrow)
     labels = [(s.name, _last(s.y), _SERIES[i % 7]) for i, s in enumerate(shown)]
@@ -195,7 +197,13 @@ def _draw(ax: Any, line: Series, i: int, markers: bool) -> None:
         "linestyle": _DASHES[i % 4],
         "label": _named(line.name),
     }
-    ax.plot(line.x, line.y, marker=_MARKERS[i % 7] if markers else None, **look, zorder=3 - i * 0.01)
+    ax.plot(
+        line.x,
+        line.y,
+        marker=_MARKERS[i % 7] if markers or len(_finite(line.y)) == 1 else None,
+        **look,
+        zorder=3 - i * 0.01,
+    )
     if line.low and line.high:
         ends = [
             (x, low, high)

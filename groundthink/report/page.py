@@ -65,12 +65,15 @@ def _title(run: Run) -> str:
 
 def _footer(run: Run) -> str:
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in run.notes)
-    origin: dict[str, Any] = run.certificate.provenance if run.certificate else {}
+    origin: dict[str, Any] = dict(run.certificate.provenance) if run.certificate else {}
+    for event in run.events:
+        if not origin and isinstance(event.raw.get("provenance"), dict):
+            origin = event.record("provenance").raw
     rows = [[html.escape(k), html.escape(_flat(v))] for k, v in origin.items()]
     where = (
         html.table(["where from", "value"], rows)
         if rows
-        else html.missing("Provenance", "records/certificate.json", "has none")
+        else html.missing("Provenance", "records/certificate.json and events.jsonl", "have none")
     )
     config = run.config
     settings = (

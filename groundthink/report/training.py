@@ -100,7 +100,8 @@ def _facts(run: Run) -> str:
     speeds = [v for v in (e.number("tokens_per_second") for e in steps) if math.isfinite(v)]
     tokens = [v for v in (e.number("tokens") for e in steps) if math.isfinite(v)]
     faults = _of(run.events, "fault")
-    rows = [["last step", html.show(max(e.number("step") for e in steps))]]
+    known = [v for v in (e.number("step") for e in steps) if math.isfinite(v)]
+    rows = [["last step", html.show(max(known, default=None))]]
     if tokens:
         rows.append(["tokens seen", html.show(max(tokens))])
     if speeds:

@@ -227,6 +227,15 @@ def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:
     report.build(folder)
 
 
+def test_provenance_of_a_run_without_certificate_is_that_of_its_start(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", only=set())
+    start = {"event": "start", "step": 0, "provenance": {"commit": "feedc0ffee", "versions": {"torch": "2"}}}
+    write_events(folder / "events.jsonl", [start])
+    page = report.build(folder).read_text()
+    assert "feedc0ffee" in page
+    assert "torch 2" in page
+
+
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", only=set())
     (folder / "config.yaml").write_bytes(b"\xff\xfe\x00")
