@@ -25,7 +25,7 @@ _HOME = {
     "train": "training",
     "certify": "probes",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -79,9 +79,7 @@ def tasks_of(recipe: Any, wanted: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the recipe has no such task.
     """
-    items = {
-        item.label: item for phase in recipe.config.phases for item in phase.mix if item.source != "text"
-    }
+    items = {item.label: item for phase in recipe.config.phases for item in phase.mix if item.source != "text"}
     chosen = {name: item for name, item in items.items() if wanted in ("", name, item.source)}
     if not chosen:
         known = ", ".join(items) or "none at all"

@@ -41,6 +41,4 @@ def facts() -> list[tuple[str, str]]:
     else:
         why = "torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
         found.append(("cuda", f"none: {why}"))
-    return found + [
-        (f"backend on {b['device']}", f"{b['backend']}: {b['reason']}") for b in describe_backends()
-    ]
+    return found + [(f"backend on {b['device']}", f"{b['backend']}: {b['reason']}") for b in describe_backends()]

@@ -33,14 +33,12 @@ def run(flags: Flags) -> int:
     path = find_model(flags.folder)
     tasks = tasks_of(find_recipe(flags.folder), flags.task)
     from groundthink.model import load_model
-    from groundthink.tasks.evaluate import evaluate
+    from groundthink.tasks.scoring import evaluate
 
     model = load_model(path)
     results = {}
     for name, task in tasks.items():
-        found = evaluate(
-            task, lambda tokens: model(tokens).logits, n=flags.n, seed=flags.seed, split=flags.split
-        )
+        found = evaluate(task, lambda tokens: model(tokens).logits, n=flags.n, seed=flags.seed, split=flags.split)
         print(f"{name}: {found.exact} chance {found.chance.best:.4g}")
         for distance, share in found.by_distance.items():
             print(f"  distance {distance}: {share}")

@@ -35,15 +35,11 @@ def parse(kind: type[T], words: Sequence[str], program: str) -> T | None:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            flags, unknown = tyro.cli(
-                kind, prog=program, args=list(words), config=settings, return_unknown_args=True
-            )
+            flags, unknown = tyro.cli(kind, prog=program, args=list(words), config=settings, return_unknown_args=True)
     except SystemExit as end:
         if not end.code:
             return None
-        raise ConfigError(
-            _message(complaint.getvalue()), where=program, fix=f"see {program} --help"
-        ) from None
+        raise ConfigError(_message(complaint.getvalue()), where=program, fix=f"see {program} --help") from None
     if unknown:
         raise _unknown(unknown[0], kind, program)
     return flags
@@ -77,6 +73,4 @@ def _message(box: str) -> str:
     first = 0 if "╭" in box else 1
     found = next((text for text in said[first:] if text), "the flags cannot be read.")
     # Of a union (`int | None`) tyro lists what each member said; one of them is enough.
-    return re.sub(
-        r"no type matching (\S+) could be instantiated from (.*?)\. Got errors:.*", r"\2 is not \1", found
-    )
+    return re.sub(r"no type matching (\S+) could be instantiated from (.*?)\. Got errors:.*", r"\2 is not \1", found)

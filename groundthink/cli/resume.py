@@ -28,9 +28,7 @@ def run(flags: Flags) -> int:
 
     recipe = flags.folder / "config.yaml"
     if not recipe.is_file():
-        raise CheckpointError(
-            "there is no run.", where=str(flags.folder), fix="name a folder with a config.yaml."
-        )
+        raise CheckpointError("there is no run.", where=str(flags.folder), fix="name a folder with a config.yaml.")
     phases = {phase.name: phase.steps for phase in load_recipe(recipe).phases}
     with writing(flags.folder), Display(phases, quiet=flags.quiet) as display:
         result = resume(flags.folder, on_event=display.on_event, stop_at=flags.stop_at)

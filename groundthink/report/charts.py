@@ -110,9 +110,7 @@ def _both(draw: Any, label: str) -> str:
         with matplotlib.rc_context(style):
             figure = draw(narrow)
             svg = _svg(figure, prefix=f"c{zlib.crc32((label + size).encode()):x}-")
-        parts.append(
-            f'<div class="{size}" role="img" aria-label="{html.escape(label, quote=True)}">{svg}</div>'
-        )
+        parts.append(f'<div class="{size}" role="img" aria-label="{html.escape(label, quote=True)}">{svg}</div>')
     return "".join(parts)
 
 

@@ -99,9 +99,7 @@ def recall(run: Run) -> str:
     if math.isfinite(chance):
         words += f" The dotted line is chance ({html.show(chance)})."
     if known:
-        words += (
-            " Shaded: distances within R, where the windows alone could answer; right of R only a state can."
-        )
+        words += " Shaded: distances within R, where the windows alone could answer; right of R only a state can."
     chart = charts.lines(curves, axes, label="Recall against distance: " + ", ".join(c.name for c in curves))
     head = ["reader", "distance", "share", "95 % interval", "n"]
     numbers = html.folded("The numbers", html.table(head, rows, numeric=head[1:]))

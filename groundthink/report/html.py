@@ -62,9 +62,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequen
             return f'<th scope="row">{content}</th>'
         return f'<td{kind} data-label="{escape(name)}">{content}</td>'
 
-    top = "".join(
-        f'<th scope="col"{" class=number" if name in numeric else ""}>{escape(name)}</th>' for name in head
-    )
+    top = "".join(f'<th scope="col"{" class=number" if name in numeric else ""}>{escape(name)}</th>' for name in head)
     body = "".join(
         "<tr>" + "".join(cell(n, c, i == 0) for i, (n, c) in enumerate(zip(head, row, strict=True))) + "</tr>"
         for row in rows

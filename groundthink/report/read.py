@@ -223,9 +223,7 @@ def read_run(folder: Path) -> Run:
     records = folder / "records"
     if not any((folder / name).exists() for name in ("config.yaml", "events.jsonl", "records")):
         what = "holds no run" if folder.is_dir() else "is not a folder"
-        raise RecordError(
-            what, where=str(folder), fix="name a folder with config.yaml, events.jsonl or records/."
-        )
+        raise RecordError(what, where=str(folder), fix="name a folder with config.yaml, events.jsonl or records/.")
     events, notes = _events(folder / "events.jsonl", "events.jsonl")
     twins: dict[str, tuple[Record, ...]] = {}
     for path in sorted((folder / "twins").glob("*/events.jsonl")):

@@ -24,9 +24,7 @@ def losses(run: Run) -> str:
     caption = f"Means over up to {POINTS} groups of steps."
     if phases:
         caption += " Phases: " + ", ".join(f"{name} from step {int(x)}" for x, name in phases) + "."
-    chart = charts.lines(
-        curves, axes, label="Training loss against step: " + ", ".join(c.name for c in curves)
-    )
+    chart = charts.lines(curves, axes, label="Training loss against step: " + ", ".join(c.name for c in curves))
     return html.section("Training", html.figure(chart, caption) + _facts(run))
 
 
@@ -61,9 +59,7 @@ def _of(events: Sequence[Record], kind: str) -> list[Record]:
 
 
 def _phases(events: Sequence[Record]) -> tuple[tuple[float, str], ...]:
-    found = [
-        (e.number("step"), e.text("phase", "")) for e in _of(events, "phase") if e.raw.get("action") != "end"
-    ]
+    found = [(e.number("step"), e.text("phase", "")) for e in _of(events, "phase") if e.raw.get("action") != "end"]
     return tuple((x, name) for x, name in found if abs(x) < DRAWN and name)
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from groundthink.tasks.check import check_episode, check_splits
-    from groundthink.tasks.evaluate import TaskResult, answers_to, collate, evaluate
     from groundthink.tasks.needle import depth_length_grid
     from groundthink.tasks.registry import TASKS, make_task
+    from groundthink.tasks.scoring import TaskResult, answers_to, collate, evaluate
     from groundthink.tasks.task import Chance, Episode, Query, Task, Vocabulary
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 
 _HOME = {
     "check": ("check_episode", "check_splits"),
-    "evaluate": ("TaskResult", "answers_to", "collate", "evaluate"),
+    "scoring": ("TaskResult", "answers_to", "collate", "evaluate"),
     "needle": ("depth_length_grid",),
     "registry": ("TASKS", "make_task"),
     "task": ("Chance", "Episode", "Query", "Task", "Vocabulary"),

@@ -13,7 +13,7 @@ from groundthink.data import Corpus, TextSource, Tokenizer, load_corpus, load_to
 from groundthink.errors import ConfigError
 from groundthink.model import HybridForCausalLM, ModelConfig
 from groundthink.tasks import TASKS, Task, Vocabulary, make_task
-from groundthink.tasks.evaluate import evaluate  # from the file: the package's name for it is the module
+from groundthink.tasks.scoring import evaluate
 from groundthink.training.config import TEXT, MixItem, TrainConfig
 from groundthink.training.language import score_text
 from groundthink.training.mixture import Measurement, Predict, Rows, Source, derive

@@ -123,9 +123,7 @@ class Chromium:
             self._sight.faults.append(f"console.{params['type']}: {' '.join(words)}")
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
-            self._sight.faults.append(
-                f"uncaught: {details.get('exception', details).get('description', details)}"
-            )
+            self._sight.faults.append(f"uncaught: {details.get('exception', details).get('description', details)}")
         elif method == "Log.entryAdded":
             self._sight.faults.append(f"log {params['entry']['level']}: {params['entry']['text']}")
         elif method == "Network.requestWillBeSent":
@@ -135,9 +133,7 @@ class Chromium:
 
     def open(self, page: Path, *, width: int = 1280, dark: bool = False) -> Sight:
         """Load a file at a window width in pixels and return what was seen until after its load event."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._sight, self._loaded = Sight([], []), False

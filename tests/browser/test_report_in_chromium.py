@@ -97,9 +97,7 @@ def test_a_run_without_records_opens_cleanly(browser: Chromium, tmp_path: Path) 
         ("<img src='gone.png'>", "log error"),
     ],
 )
-def test_a_planted_fault_is_seen(
-    browser: Chromium, page: Path, tmp_path: Path, planted: str, words: str
-) -> None:
+def test_a_planted_fault_is_seen(browser: Chromium, page: Path, tmp_path: Path, planted: str, words: str) -> None:
     """Without the policy that forbids them, faults reach the console, and the check must see each."""
     text = page.read_text().replace("default-src 'none';", "default-src 'unsafe-inline' file:;")
     broken = tmp_path / "broken.html"

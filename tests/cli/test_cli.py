@@ -208,9 +208,7 @@ def verb_that(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(doctor, "run", fail)
 
 
-def test_the_keyboard_leaves_with_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_keyboard_leaves_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     verb_that(monkeypatch, KeyboardInterrupt())
     assert main.main(["doctor"]) == 130
     assert "interrupted" in one_line(capsys.readouterr().err)
@@ -230,9 +228,7 @@ def test_a_fault_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, er
         main.main(["doctor"])
 
 
-def test_the_exit_code_of_an_error_is_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_code_of_an_error_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Other(ConfigError):
         exit_code = 7
 
@@ -362,9 +358,7 @@ def test_generate_draws_only_known_ids_and_repeats_itself(monkeypatch: pytest.Mo
     assert first != draw(Model(), [1, 2], 5, dataclasses.replace(flags, seed=4))
 
 
-def test_doctor_names_each_backend_and_why(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_names_each_backend_and_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"device": "cpu", "backend": "chunked", "reason": "plain torch"}]
     stand_in(monkeypatch, "ops", describe_backends=lambda: rows)
     assert main.main(["doctor"]) == 0

@@ -11,9 +11,7 @@ from typing import Any
 from groundthink.records import Certificate, ProbeResult, Proportion, to_json
 
 HORIZON = 62
-HOSTILE = (
-    "</pre><script>document.title='owned';console.error('owned')</script><img src=x onerror=alert(1)>&\"'"
-)
+HOSTILE = "</pre><script>document.title='owned';console.error('owned')</script><img src=x onerror=alert(1)>&\"'"
 
 
 def certificate(verdict: str = "CERTIFIED") -> Certificate:
@@ -25,13 +23,9 @@ def certificate(verdict: str = "CERTIFIED") -> Certificate:
     for name, hits, chance in [("R+1", 398, 1 / 64), ("2R", 395, 1 / 64), ("8R", 391, 1 / 64)]:
         p = Proportion(hits, 400)
         meaning = f"Recall of 16 pairs at distance {name}."
-        rows.append(
-            ProbeResult(f"recall@{name}", p.rate, "pass", meaning, p.low, p.high, 400, chance, threshold=0.9)
-        )
+        rows.append(ProbeResult(f"recall@{name}", p.rate, "pass", meaning, p.low, p.high, 400, chance, threshold=0.9))
     rows.append(ProbeResult("no-read twin@8R", math.nan, "info", "Stands beside, asks nothing.", n=400))
-    rows.append(
-        ProbeResult("keep@2R", 0.21, "fail", "The old answer stays too often.", 0.17, 0.25, 400, 1 / 64)
-    )
+    rows.append(ProbeResult("keep@2R", 0.21, "fail", "The old answer stays too often.", 0.17, 0.25, 400, 1 / 64))
     return Certificate(
         verdict,
         "The answer came from the memory: recall at 8R is 0.978 and follows a transplanted memory.",
@@ -75,9 +69,7 @@ def records() -> dict[str, Any]:
         "needle": {
             "depths": [0.0, 0.25, 0.5, 0.75, 1.0],
             "lengths": [64, 128, 256, 512, 1024, 2048],
-            "rates": [
-                [max(0.0, 1 - 0.1 * max(0, j - 2) * (1.5 - i / 4)) for j in range(6)] for i in range(5)
-            ],
+            "rates": [[max(0.0, 1 - 0.1 * max(0, j - 2) * (1.5 - i / 4)) for j in range(6)] for i in range(5)],
             "n": 40,
             "chance": 1 / 256,
             "trained_length": 256,

@@ -42,9 +42,7 @@ class Outline(html.parser.HTMLParser):
 def dangers(page: str) -> list[str]:
     """Whatever could run or fetch something: scripts, handlers, addresses outside the page."""
     outline = Outline(page)
-    bad = [
-        tag for tag in outline.tags if tag in ("script", "iframe", "img", "object", "embed", "form", "base")
-    ]
+    bad = [tag for tag in outline.tags if tag in ("script", "iframe", "img", "object", "embed", "form", "base")]
     for name, value in outline.attributes:
         local = value.startswith(("#", "data:"))
         if name.startswith("on") or (name in ("src", "href", "xlink:href", "action") and not local):
@@ -279,15 +277,11 @@ UNMEASURED = st.one_of(
 
 # A page takes about a second, so the examples are few; each varies every number at once.
 # Without shrinking: it would redraw the page for minutes.
-@settings(
-    deadline=None, max_examples=6, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
-)
+@settings(deadline=None, max_examples=6, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 @example(values=[1e300, 1e300, 1e300, -5.0, 2.0, 1e300, 7, 3.0, -1e300, 1e300, 1e300, 1e300])
 @example(values=[1e300, 1e-300, 10**400, 0.0, 1.0, None, 1, 0, 0.5, math.inf, 0.0, 1.0])
 @given(values=st.lists(UNMEASURED, min_size=12, max_size=12))
-def test_unmeasured_numbers_never_break_a_page(
-    tmp_path_factory: pytest.TempPathFactory, values: list[Any]
-) -> None:
+def test_unmeasured_numbers_never_break_a_page(tmp_path_factory: pytest.TempPathFactory, values: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("runs") / "run"
     points = [{"distance": 2**i, "rate": v, "low": v, "high": None} for i, v in enumerate(values)]
     write_run(

@@ -8,10 +8,10 @@ import torch
 
 from groundthink.errors import TaskError
 from groundthink.records import to_json
-from groundthink.tasks.evaluate import evaluate
 from groundthink.tasks.facts import Facts
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
+from groundthink.tasks.scoring import evaluate
 from groundthink.tasks.task import Task
 from tasks.worlds import VOCABULARY, guess, leak, lookup, salient, text
 
