@@ -111,7 +111,8 @@ def _read_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _read_backward(ctx, d_out):  # type: ignore[no-untyped-def]
-    grads = torch.ops.groundthink.chunked_read_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
+    with torch.autocast(d_out.device.type, enabled=False):  # `backward()` may be called inside autocast
+        grads = torch.ops.groundthink.chunked_read_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
     return (*grads, None, None)
 
 

@@ -208,20 +208,21 @@ def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _write_backward(ctx, d_pseudo, d_states, d_final, d_inverse):  # type: ignore[no-untyped-def]
     del d_inverse  # the inverse is kept for this function alone
     keys, values, log_decay, beta, documents, pseudo, states, inverse = ctx.saved_tensors
-    dk, dv, dg, db, d_initial = torch.ops.groundthink.chunked_write_backward(
-        d_pseudo,
-        d_states,
-        d_final,
-        keys,
-        values,
-        log_decay,
-        beta,
-        documents,
-        pseudo,
-        states,
-        inverse,
-        ctx.raw,
-    )
+    with torch.autocast(keys.device.type, enabled=False):  # `backward()` may be called inside autocast
+        dk, dv, dg, db, d_initial = torch.ops.groundthink.chunked_write_backward(
+            d_pseudo,
+            d_states,
+            d_final,
+            keys,
+            values,
+            log_decay,
+            beta,
+            documents,
+            pseudo,
+            states,
+            inverse,
+            ctx.raw,
+        )
     d_initial = None if ctx.state_dtype is None else d_initial.to(ctx.state_dtype)
     return dk, dv, dg, db, d_initial, None, None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from groundthink.ops import backends
@@ -55,7 +56,8 @@ class DeltaMemory:
             key_dim=key_dim,
         )
         scale = key_dim**-0.5 if scale is None else scale
-        return self._backend.read(self._parts, queries, scale=scale).to(queries.dtype)
+        with torch.autocast(queries.device.type, enabled=False):
+            return self._backend.read(self._parts, queries, scale=scale).to(queries.dtype)
 
 
 def write(
@@ -89,15 +91,16 @@ def write(
         raise ValueError(f"error should be 'decayed' or 'raw', is {error!r}")
     check_write(keys, values, log_decay, beta, initial_state, documents)
     chosen = backends.choose(backend, keys.device)
-    parts, final_state = chosen.write(
-        keys,
-        values,
-        log_decay=log_decay,
-        beta=beta,
-        initial_state=initial_state,
-        documents=documents,
-        raw=error == "raw",
-    )
+    with torch.autocast(keys.device.type, enabled=False):  # the state is float32 whatever the model runs in
+        parts, final_state = chosen.write(
+            keys,
+            values,
+            log_decay=log_decay,
+            beta=beta,
+            initial_state=initial_state,
+            documents=documents,
+            raw=error == "raw",
+        )
     return DeltaMemory(final_state, chosen, parts, keys.shape[1], keys.shape[2])
 
 
