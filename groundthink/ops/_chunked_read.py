@@ -42,7 +42,7 @@ def _(
     documents: Tensor | None,
     scale: float,
 ) -> Tensor:
-    return torch.empty_like(pseudo)
+    return pseudo.new_empty(pseudo.shape)  # contiguous like the real result, whatever the strides of the input
 
 
 @torch.library.custom_op("groundthink::chunked_read_backward", mutates_args=())
@@ -101,7 +101,7 @@ def _(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     given = (queries, keys, pseudo, states, log_decay)
-    return tuple(torch.empty_like(x) for x in given)  # type: ignore[return-value]
+    return tuple(x.new_empty(x.shape) for x in given)  # type: ignore[return-value]
 
 
 def _read_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

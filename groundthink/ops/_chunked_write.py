@@ -189,13 +189,8 @@ def _(
     inverse: Tensor,
     raw: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(keys),
-        torch.empty_like(values),
-        torch.empty_like(log_decay),
-        torch.empty_like(beta),
-        torch.empty_like(d_final),
-    )
+    given = (keys, values, log_decay, beta, d_final)
+    return tuple(x.new_empty(x.shape) for x in given)  # type: ignore[return-value]
 
 
 def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
