@@ -30,6 +30,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers declares it so)
     _is_stateful = True
+    _keep_in_fp32_modules_strict = ["gates"]  # noqa: RUF012 (from_pretrained casts tensors before it sets them)
     supports_gradient_checkpointing = False
 
     def __init__(self, config: ModelConfig | GroundThinkConfig) -> None:
