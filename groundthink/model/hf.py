@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ _DERIVED = {
 }
 
 
+@functools.cache
+def _transformers_fields() -> frozenset[str]:
+    """Names that the installed transformers itself puts into a config."""
+    declared = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    return frozenset(declared | PreTrainedConfig().to_dict().keys())
+
+
 class GroundThinkConfig(PreTrainedConfig):
     """Holds a ModelConfig where transformers looks for a config; everything else in it is derived.
 
@@ -44,7 +52,7 @@ class GroundThinkConfig(PreTrainedConfig):
     model_type = "groundthink"
 
     def __init__(self, model: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        known = {f.name for f in dataclasses.fields(PreTrainedConfig)} | _DERIVED
+        known = _transformers_fields() | _DERIVED
         leftovers = [k for k in kwargs if k not in known and not k.startswith(("_", "transformers"))]
         if leftovers:
             raise ConfigError(
