@@ -110,21 +110,28 @@ class SnapshotCache(Cache):
         raise StateError("a SnapshotCache is not reordered in place", fix="use snapshot.select(rows)")
 
 
-def documents_from_mask(attention_mask: Tensor, *, continues: bool) -> Tensor | None:
+def documents_from_mask(attention_mask: Tensor, *, resumes: bool, continues: bool) -> Tensor | None:
     """Document ids in which every stretch of padding is a document of its own.
 
     Args:
         attention_mask: [B,T], zeros mark padding.
+        resumes: whether a state is carried in.
         continues: whether the state after the last token will be carried on.
 
     Raises:
-        StateError: the state would be that of padding on the right.
+        StateError: padding would end up in a state that is carried on, or cut a text off from its own past.
     """
     if attention_mask.dim() != 2:
         raise StateError(f"attention_mask should be [B,T], is {tuple(attention_mask.shape)}")
     real = attention_mask != 0
     if bool(real.all()):
         return None
+    if resumes:
+        raise StateError(
+            "there is padding after a text that is being continued, which would cut the text off from its past",
+            where="attention_mask",
+            fix="pad on the left, before the first call",
+        )
     if continues and not bool(real[:, -1].all()):
         raise StateError(
             "the last token of a row is padding, so its state cannot be carried on",

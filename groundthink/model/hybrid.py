@@ -206,7 +206,9 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         snapshot = None if past_key_values is None else past_key_values.snapshot
         use_cache = not self.training if use_cache is None else use_cache
         if documents is None and attention_mask is not None:
-            documents = documents_from_mask(attention_mask[:, -input_ids.shape[1] :], continues=use_cache)
+            documents = documents_from_mask(
+                attention_mask[:, -input_ids.shape[1] :], resumes=snapshot is not None, continues=use_cache
+            )
         hidden, after = self.hidden(input_ids, snapshot=snapshot, documents=documents, keep_state=bool(use_cache))
         loss = None
         if labels is not None:
