@@ -33,6 +33,12 @@ class WindowAttention(Mixer):
         """The window less the present token."""
         return config.window_size - 1
 
+    def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """See `Mixer`."""
+        tokens = self.config.window_size - 1
+        heads = (self.config.n_heads, self.config.head_dim)
+        return {"keys": (tokens, *heads), "values": (tokens, *heads), "valid": (tokens,)}
+
     def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each [B,T,H,K]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.config.n_heads, -1)).unbind(2)
@@ -64,6 +70,10 @@ class FullAttention(WindowAttention):
         """Without end."""
         del config
         return math.inf
+
+    def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """See `Mixer`."""
+        return {name: (None, *shape[1:]) for name, shape in super().state_shapes().items()}
 
     def attend(self, x: Tensor, state: State | None, context: Context) -> tuple[Tensor, State]:
         """What the whole past holds, [B,T,H*K], and the next state."""

@@ -70,6 +70,11 @@ class GatedDeltaNet(Mixer):
         """The convolution's taps; convolutions side by side count once, the memory adds nothing."""
         return config.conv_width - 1
 
+    def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """See `Mixer`."""
+        c = self.config
+        return {"memory": (c.value_heads, c.head_dim, c.value_dim), "conv": (c.conv_width - 1, sum(self.sizes))}
+
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """See `Mixer`. The memory returned may be read by any later layer."""
         mixed, conv_state = ops.causal_conv(

@@ -68,6 +68,10 @@ class Mixer(nn.Module):
         """Tokens before the present one that such a layer sees without any memory; inf for full attention."""
         raise NotImplementedError
 
+    def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Shape of each tensor this layer carries, less its rows; None where it grows with the text."""
+        raise NotImplementedError
+
     def parameter_roles(self) -> dict[str, str]:
         """Role of each parameter, by its name in this module."""
         roles = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
                 raise StateError(f"the snapshot is of {len(snapshot.layers)} layers, the model has {len(self.blocks)}")
             if snapshot.batch_size != input_ids.shape[0]:
                 raise StateError(f"the snapshot holds {snapshot.batch_size} rows, the input {input_ids.shape[0]}")
+            snapshot.check_shapes([cast(Block, block).mixer.state_shapes() for block in self.blocks])
             position = snapshot.position
             # Without a limit nobody needs the number, and reading it would stall a GPU.
             longest = 0 if self.sizes.max_length is None else int(position.max()) + input_ids.shape[1]

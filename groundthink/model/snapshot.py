@@ -78,6 +78,23 @@ class Snapshot:
         )
         return Snapshot(layers, choose(self.position, other.position))
 
+    def check_shapes(self, shapes: list[dict[str, tuple[int | None, ...]]]) -> None:
+        """Compare with what the layers of a model carry (see `Mixer.state_shapes`).
+
+        Raises:
+            StateError: naming the first tensor that does not fit.
+        """
+        for i, (layer, wanted) in enumerate(zip(self.layers, shapes, strict=True)):
+            if layer.keys() != wanted.keys():
+                names = f"{', '.join(layer) or 'nothing'} instead of {', '.join(wanted)}"
+                raise StateError(f"layer {i} carries {names}: the snapshot is of another model")
+            for name, tensor in layer.items():
+                shape = (self.batch_size, *wanted[name])
+                sizes = zip(tensor.shape, shape, strict=False)
+                if tensor.dim() != len(shape) or any(s not in (size, None) for size, s in sizes):
+                    have = tuple(tensor.shape)
+                    raise StateError(f"{name!r} of layer {i} is {have}, not {shape}: the snapshot is of another model")
+
     def tensors(self) -> dict[str, Tensor]:
         """Flat names to tensors, as they are saved."""
         named = {f"layers.{i}.{name}": x for i, layer in enumerate(self.layers) for name, x in layer.items()}
@@ -95,9 +112,11 @@ class Snapshot:
             for key, tensor in named.items():
                 if key not in ("position", "n_layers"):
                     _, index, name = key.split(".")
+                    if not index.isdigit():
+                        raise ValueError(f"there is no layer {index}")
                     layers[int(index)][name] = tensor
             return cls(tuple(freeze(**layer) for layer in layers), named["position"])
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
             raise StateError(f"not a snapshot: {error}") from error
 
     def save(self, path: Path | str) -> None:
