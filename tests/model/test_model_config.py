@@ -1,0 +1,117 @@
+"""ModelConfig: everything wrong is said at once, sizes are counted right, twins match."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from groundthink.errors import ConfigError
+from groundthink.model import (
+    HybridForCausalLM,
+    ModelConfig,
+    count_parameters,
+    no_read_twin,
+    parameter_count,
+    window_only_twin,
+)
+from groundthink.model.config import expand_pattern
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"pattern": "GXS"}, r"pattern 'GXS' has unknown letters 'X'; known are GSAF"),
+        ({"pattern": "G S"}, "unknown letters"),
+        ({"pattern": ""}, "pattern is empty"),
+        ({"pattern": "GS*0"}, "pattern is empty"),
+        ({"pattern": "SG"}, "the S at layer 0 has no G below it"),
+        ({"pattern": 3}, "pattern is 3, it must be str"),
+        ({"window_size": 0}, "window_size is 0, it must be at least 1"),
+        ({"window_size": 4.0}, r"window_size is 4.0, it must be int"),
+        ({"n_heads": True}, "n_heads is True, it must be int"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"head_dim": 7}, "head_dim is 7, it must be even"),
+        ({"n_value_heads": 3}, "n_value_heads 3 is not a multiple of n_heads 4"),
+        ({"error": "raw", "allow_negative_eigenvalues": True}, "exclude each other"),
+        ({"error": "late"}, "error is 'late', it must be 'decayed' or 'raw'"),
+        ({"local_drop_prob": 1.5}, r"local_drop_prob is 1.5, it must be in \[0, 1\]"),
+        ({"local_drop_prob": 1}, "the window would never be trained"),
+        ({"own_read_drop_prob": math.nan}, "own_read_drop_prob is nan"),
+    ],
+)
+def test_a_problem_is_named(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        ModelConfig(**{"pattern": "GS", "vocab_size": 9, **fields})
+    assert "\n" not in str(caught.value)
+    assert "Fix:" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(pattern="SQ", vocab_size=-1, window_size=0, head_dim=3, local_drop_prob=2.0)
+    for field in ("pattern", "vocab_size", "window_size", "head_dim", "local_drop_prob"):
+        assert field in str(caught.value)
+
+
+def test_unknown_and_missing_fields_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"unknown field 'windw_size'; field 'vocab_size' is missing.*window_size"):
+        ModelConfig.from_dict({"pattern": "G", "windw_size": 3})
+    with pytest.raises(TypeError):
+        ModelConfig(pattern="G", vocab_size=3, windw_size=3)  # type: ignore[call-arg]
+    config = ModelConfig(pattern="GGS*2", vocab_size=5, read_sources="all")
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.pattern = "G"  # type: ignore[misc]
+
+
+def test_patterns_are_written_out() -> None:
+    assert [expand_pattern(p) for p in ("GS", "GGS*2", "(GS)*3", "F*1")] == ["GS", "GGSGGS", "GSGSGS", "F"]
+    config = ModelConfig(pattern="GGSAF", vocab_size=5, read_sources="all")
+    kinds = ["linear_attention", "linear_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    assert config.layer_types == kinds
+    assert config.read_sources_of(2) == 2
+    assert dataclasses.replace(config, read_sources="nearest").read_sources_of(2) == 1
+
+
+SIZES = [
+    {"pattern": "G"},
+    {"pattern": "GS", "query": "key"},
+    {"pattern": "A", "tie_embeddings": False},
+    {"pattern": "FAGS", "n_value_heads": 8, "decay": "sigmoid"},
+    {"pattern": "GGS*2", "read_sources": "all", "conv_width": 1, "value_dim": 24},
+    {"pattern": "GGGS", "d_ff": 100, "head_dim": 10, "error": "raw"},
+]
+
+
+@pytest.mark.parametrize("fields", SIZES, ids=lambda f: f["pattern"])
+def test_parameter_count_is_that_of_the_model(fields: dict[str, Any]) -> None:
+    config = ModelConfig(**{"vocab_size": 31, "d_model": 48, "head_dim": 16, "value_dim": 16, **fields})
+    assert parameter_count(config) == count_parameters(HybridForCausalLM(config).parameters())
+
+
+@pytest.mark.parametrize("pattern", ["GS", "GGS", "GGGS*2"])
+@pytest.mark.parametrize("read_sources", ["nearest", "all"])
+def test_twins_are_as_large_and_reach_as_far(pattern: str, read_sources: str) -> None:
+    """spec.md section 1: parameters within 2 %."""
+    config = ModelConfig(
+        pattern=pattern,
+        vocab_size=256,
+        d_model=128,
+        head_dim=32,
+        value_dim=32,
+        window_size=16,
+        read_sources=read_sources,  # type: ignore[arg-type]
+    )
+    size = parameter_count(config)
+    for twin in (no_read_twin(config), window_only_twin(config)):
+        assert abs(parameter_count(twin) - size) <= 0.02 * size
+        assert len(twin.layers) == len(config.layers)
+        assert twin.horizon >= config.horizon
+        assert "S" not in twin.layers
+    assert no_read_twin(config).layers.count("G") == config.layers.count("G")
+    assert set(window_only_twin(config).layers) == {"A"}
