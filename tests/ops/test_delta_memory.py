@@ -229,12 +229,15 @@ def test_packed_documents_are_separate_texts(lengths: list[int], error: str) -> 
     torch.testing.assert_close(packed[2], final, rtol=1e-10, atol=1e-12)
 
 
-def test_raw_is_decayed_with_other_values() -> None:
-    """docs/math.md: without decay both error forms are one."""
-    case = mc.Case(80, gates="identical")
-    x = mc.make(case)
-    decayed, raw = (mc.run(mc.Case(80, e, gates="identical"), x, "chunked", torch.float64) for e in ("decayed", "raw"))
-    torch.testing.assert_close(decayed["y"], raw["y"], rtol=1e-12, atol=1e-12)
+def test_decayed_is_raw_with_other_strength_and_values() -> None:
+    """docs/math.md: (beta, v) decayed is (a beta, v / a) raw. float64, a >= 0.7."""
+    case = mc.Case(130, initial=True)
+    x = {n: v.double() for n, v in mc.make(case).items()}
+    a = x["log_decay"].exp()
+    disguised = {**x, "beta": x["beta"] * a, "values": x["values"] / a[..., None]}
+    decayed = _plain(case, x, slice(0, 130), x["initial_state"], None)
+    raw = _plain(mc.Case(130, "raw"), disguised, slice(0, 130), x["initial_state"], None)
+    torch.testing.assert_close(decayed, raw, rtol=1e-10, atol=1e-12)
 
 
 def test_a_read_sees_no_later_write() -> None:
