@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from groundthink.errors import CheckpointError, ConfigError
 from groundthink.model.hf import GroundThinkConfig
 from groundthink.model.hybrid import HybridForCausalLM
+from groundthink.model.snapshot import write_whole
 
 WEIGHTS = "model.safetensors"
 
@@ -22,9 +23,9 @@ def save_model(model: HybridForCausalLM, folder: Path | str) -> None:
     tensors = {name: x.detach().contiguous().cpu() for name, x in model.state_dict().items()}
     if model.sizes.tie_embeddings:
         del tensors["lm_head.weight"]
-    _whole(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_whole(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     config = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
-    _whole(folder / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(folder / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
 
 
 def load_model(folder: Path | str) -> HybridForCausalLM:
@@ -55,16 +56,6 @@ def load_model(folder: Path | str) -> HybridForCausalLM:
             fix="give a checkpoint of this model",
         ) from error
     return model.eval()
-
-
-def _whole(path: Path, data: bytes) -> None:
-    """Write beside the file and rename, so that a full disk leaves the earlier file as it was."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_config(folder: Path) -> GroundThinkConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from groundthink.errors import StateError
@@ -120,8 +120,8 @@ class Snapshot:
             raise StateError(f"not a snapshot: {error}") from error
 
     def save(self, path: Path | str) -> None:
-        """Write the snapshot to a safetensors file."""
-        save_file({name: x.detach().contiguous().cpu() for name, x in self.tensors().items()}, str(path))
+        """Write the snapshot to a safetensors file, whole or not at all."""
+        write_whole(Path(path), save({name: x.detach().contiguous().cpu() for name, x in self.tensors().items()}))
 
     @classmethod
     def load(cls, path: Path | str) -> Snapshot:
@@ -136,3 +136,13 @@ class Snapshot:
             raise StateError(
                 f"cannot be read: {error}", where=str(path), fix="give a file that save() wrote"
             ) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside the file and rename, so that a full disk leaves the earlier file as it was."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -110,6 +110,24 @@ def test_a_damaged_file_is_one_line(snapshot: Snapshot, tmp_path: Path) -> None:
         Snapshot.load(tmp_path / "absent")
 
 
+def test_a_full_disk_leaves_the_earlier_file(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.safetensors"
+    snapshot.save(path)
+
+    def full(self: Path, data: bytes) -> int:
+        with open(self, "wb") as stream:
+            stream.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        snapshot.select(torch.tensor([0])).save(path)
+    assert _same(Snapshot.load(path), snapshot)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     "named",
     [
