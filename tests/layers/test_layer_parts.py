@@ -82,6 +82,15 @@ def test_gates_follow_devices_but_not_half_precision() -> None:
     assert gates.to("meta").weight.device.type == "meta"
 
 
+def test_autocast_does_not_touch_the_gates() -> None:
+    """To the bit: a product in bfloat16 would pass a check of dtypes, its sum with a float32 bias being float32."""
+    gates, x = DeltaGates(_config()), torch.randn(2, 5, 12)
+    plain = gates(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = gates(x)
+    assert all(map(torch.equal, plain, under))
+
+
 def test_swiglu() -> None:
     ff = SwiGLU(4, 6)
     x = torch.randn(2, 3, 4)

@@ -17,7 +17,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One situation; `gates` is random, forgetful, shut, or identical (same keys, beta 1, nothing forgotten)."""
+    """One situation.
+
+    `gates` is random, forgetful (log_decay from -20 to 0), shut (beta 0), identical (same keys, beta 1, nothing
+    forgotten), or cliff (half a chunk forgets at -20 a token, so the sums are near -640 where the rest hardly forgets).
+    """
 
     length: int
     error: str = "decayed"
@@ -62,6 +66,8 @@ def make(case: Case, seed: int = 0) -> dict[str, Tensor | None]:
     beta = torch.rand(b, t, hv, generator=g)
     if case.gates == "forgetful":
         log_decay = -20 * torch.rand(b, t, hv, generator=g)
+    elif case.gates == "cliff":
+        log_decay = torch.where(torch.arange(t)[None, :, None] < 32, -20.0, log_decay * 0.01)
     elif case.gates == "shut":
         beta = torch.zeros(b, t, hv)
     elif case.gates == "identical":

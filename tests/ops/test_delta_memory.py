@@ -34,6 +34,7 @@ CASES = [
             {"gates": "identical"},
             {"gates": "forgetful"},
             {"gates": "shut"},
+            {"gates": "cliff"},
             {"documents": "each"},
             {"gates": "forgetful", "documents": "random"},
         )
@@ -238,6 +239,17 @@ def test_decayed_is_raw_with_other_strength_and_values() -> None:
     decayed = _plain(case, x, slice(0, 130), x["initial_state"], None)
     raw = _plain(mc.Case(130, "raw"), disguised, slice(0, 130), x["initial_state"], None)
     torch.testing.assert_close(decayed, raw, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_factors_are_exact_next_to_large_sums(raw: bool) -> None:
+    """After 48 tokens at -20 the sums are near -960, where float32 alone would leave exp of a difference 3e-5 off."""
+    log_decay = torch.where(torch.arange(64)[None, :, None] < 48, -20.0, -0.01 * torch.rand(2, 64, 3))
+    got = _chunk_factors.factors(log_decay, None, raw=raw, dtype=torch.float32)
+    judge = _chunk_factors.factors(log_decay, None, raw=raw, dtype=torch.float64)
+    for name in ("read", "erase", "out"):
+        # One rounding of the exponent (at most 1e-6 at -16) and one of exp; what is below e^-20 counts for nothing.
+        torch.testing.assert_close(getattr(got, name).double(), getattr(judge, name), rtol=2e-6, atol=2e-9)
 
 
 def test_a_read_sees_no_later_write() -> None:
