@@ -6,8 +6,10 @@ A factory builds the same model every time; keyword arguments replace fields of 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -237,6 +239,14 @@ def check_state_is_a_value(factory: Factory) -> None:
             assert now._version == version, f"{name} was written to in place"
 
 
+@contextlib.contextmanager
+def quiet_dynamo() -> Iterator[None]:
+    """Dynamo itself makes an instance of autograd.Function while it traces one, which torch then warns about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
+        yield
+
+
 def check_compiles(factory: Factory, backend: str = "eager") -> None:
     """torch.compile takes the whole model in one graph, and the logits stay."""
     model, ids = factory(), tokens(40)
@@ -245,7 +255,8 @@ def check_compiles(factory: Factory, backend: str = "eager") -> None:
     with torch.no_grad():
         plain = model.prefill(ids)[0]
         try:
-            got = compiled(ids)
+            with quiet_dynamo():
+                got = compiled(ids)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise AssertionError(f"graph break: {str(error).splitlines()[0]}") from error
     assert_close(got, plain, "compiled logits")

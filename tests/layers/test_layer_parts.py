@@ -53,7 +53,7 @@ def test_rotary_scores_depend_on_distance_alone_even_far_out() -> None:
 
 def test_gates_are_the_formulas() -> None:
     x = torch.randn(2, 3, 12)
-    gates = DeltaGates(_config(n_value_heads=4, allow_negative_eigenvalues=True))
+    gates = DeltaGates(_config(n_value_heads=4, allow_negative_eigenvalues=True, decay="mamba"))
     log_decay, beta = gates(x)
     decay_part, beta_part = F.linear(x, gates.weight).chunk(2, -1)
     expected = -gates.a_log.exp() * torch.log1p((decay_part + gates.decay_bias).exp())
