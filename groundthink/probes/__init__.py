@@ -1,1 +1,53 @@
-"""."""
+"""Questions to a trained model, each with a verdict, and the certificate that puts them together."""
+
+from groundthink.probes.causality import causality
+from groundthink.probes.certify import certify, result_json
+from groundthink.probes.curves import gate_statistics, needle_map, recall_curves
+from groundthink.probes.cuts import cut_own_reads, cut_reads
+from groundthink.probes.face import Model
+from groundthink.probes.interventions import (
+    Intervention,
+    ShuffleRows,
+    Transplant,
+    Zero,
+    intervention_from_dict,
+    shuffle_rows,
+    transplant,
+    zero,
+)
+from groundthink.probes.language import language, paired_bootstrap
+from groundthink.probes.parity import parity
+from groundthink.probes.recall import Questions, Recalled, ask, recall
+from groundthink.probes.transplant import transplant_rows, transplanted
+from groundthink.probes.verdict import VERDICTS, verdict_of
+
+__all__ = [
+    "VERDICTS",
+    "Intervention",
+    "Model",
+    "Questions",
+    "Recalled",
+    "ShuffleRows",
+    "Transplant",
+    "Zero",
+    "ask",
+    "causality",
+    "certify",
+    "cut_own_reads",
+    "cut_reads",
+    "gate_statistics",
+    "intervention_from_dict",
+    "language",
+    "needle_map",
+    "paired_bootstrap",
+    "parity",
+    "recall",
+    "recall_curves",
+    "result_json",
+    "shuffle_rows",
+    "transplant",
+    "transplant_rows",
+    "transplanted",
+    "verdict_of",
+    "zero",
+]

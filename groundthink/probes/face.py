@@ -1,0 +1,129 @@
+"""What the probes need of a model, and how they call it: the same arithmetic, quietly, in either mode."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from groundthink.model import Snapshot
+
+# Rounding of float32 sums in another order is about 1e-6 of the largest logit; 16-bit types keep 8 bits.
+_RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-5}
+_RELATIVE_16_BIT = 2e-2
+
+
+class Sizes(Protocol):
+    """The two sizes that the probes read."""
+
+    @property
+    def window_size(self) -> int:
+        """Tokens that a window layer sees, the present one included."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens."""
+
+
+class Model(Protocol):
+    """A causal language model with a snapshot. Gradients need `embed`, cuts and gate statistics need `blocks`."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The model's sizes."""
+
+    @property
+    def horizon(self) -> float:
+        """Receptive horizon R in tokens; inf with full attention."""
+
+    def prefill(self, input_ids: Tensor) -> tuple[Tensor, Snapshot]:
+        """Logits [B,T,vocabulary] and what the model carries on."""
+
+    def resume(self, snapshot: Snapshot, input_ids: Tensor) -> tuple[Tensor, Snapshot]:
+        """The exact continuation."""
+
+
+def takes_documents(model: Model) -> bool:
+    """Whether `prefill` can be told about packed documents."""
+    return "documents" in inspect.signature(model.prefill).parameters
+
+
+def logits_of(model: Model, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    """Logits of a whole text; `documents` only for models that take them."""
+    if documents is None:
+        return model.prefill(ids)[0]
+    return model.prefill(ids, documents=documents)[0]  # type: ignore[call-arg]
+
+
+def device_of(model: Model) -> torch.device:
+    """Where the model's inputs belong."""
+    return torch.device(getattr(model, "device", "cpu"))
+
+
+@contextlib.contextmanager
+def mode(model: Model, *, training: bool) -> Iterator[None]:
+    """Put every module into one mode, and each back into its own afterwards."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The same drops in every forward pass under the same seed; the generators outside are left as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def derived_seed(seed: int, *names: Any) -> int:
+    """A seed for one purpose, independent of the order in which purposes are served."""
+    text = "/".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    """max |a - b|; 0 for empty tensors, inf when anything is not finite, so that NaN never passes."""
+    if not a.numel():
+        return 0.0
+    value = float((a.detach().double() - b.detach().double()).abs().max())
+    return value if math.isfinite(value) else math.inf
+
+
+def exactness(logits: Tensor) -> float:
+    """Largest change that still counts as none.
+
+    0 for float32 and float64 on the CPU, where equal shapes run equal instructions; a GPU may choose another order
+    of summation for every call, so fused float32 gets 1e-4 and 16-bit types two roundings of the largest logit.
+    """
+    if logits.dtype in (torch.float32, torch.float64):
+        return 0.0 if logits.device.type == "cpu" else 1e-4
+    return 2 * torch.finfo(logits.dtype).eps * float(logits.detach().abs().max())
+
+
+def other_tokens(ids: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Random tokens of which none is the one it replaces.
+
+    `generator` is on the CPU, so the same tokens are drawn for every device.
+    """
+    steps = torch.randint(1, vocab_size, tuple(ids.shape), generator=generator)
+    return (ids + steps.to(ids.device)) % vocab_size
+
+
+def tolerance_of(logits: Tensor) -> float:
+    """Largest relative difference that rounding explains."""
+    return _RELATIVE.get(logits.dtype, _RELATIVE_16_BIT)
