@@ -203,7 +203,7 @@ def causality(model: Model, ids: Tensor, *, seed: int = 0) -> tuple[ProbeResult,
     packed = packed_documents(ids) if takes_documents(model) else None
     suffix, apart, between, gradient = Change(), Change(), Change(), Change()
     gradient_asked = False
-    for training in (False, True):
+    for training in (False, True) if isinstance(model, nn.Module) else (False,):
         for documents in (None, packed) if packed is not None else (None,):
             found = suffix_change(model, ids, positions=positions, training=training, documents=documents, seed=seed)
             suffix = suffix.join(found)

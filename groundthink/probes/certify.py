@@ -170,7 +170,7 @@ def precondition_rows(bench: Bench) -> Iterator[ProbeResult]:
     ids = _texts(bench, longest, length)
     yield from causality(bench.model, ids, seed=bench.seed)
     # Parity costs a pass per token; a state that goes wrong does so at edges, and far from the start.
-    yield from parity(bench.model, ids[:, : max(LONGEST_PARITY, shortest_text(bench.model.sizes.window_size))])
+    yield from parity(bench.model, ids[:, -max(LONGEST_PARITY, shortest_text(bench.model.sizes.window_size)) :])
 
 
 def recall_rows(bench: Bench) -> Iterator[ProbeResult]:
@@ -223,11 +223,11 @@ def _far_row(bench: Bench, name: str, row: ProbeResult) -> ProbeResult:
 
 
 def _texts(bench: Bench, prompts: Tensor, length: int) -> Tensor:
-    """Two rows of random tokens and two episodes, each [4,length]; an episode goes on with random tokens."""
+    """Two rows of random tokens and two that end with an episode and its cue, int64 [4,length]."""
     generator = torch.Generator().manual_seed(derived_seed(bench.seed, "texts"))
     ids = torch.randint(bench.model.sizes.vocab_size, (4, length), generator=generator)
     episodes = prompts[:2]
-    ids[: len(episodes), : min(length, prompts.shape[1])] = episodes[:, :length]
+    ids[: len(episodes), length - prompts.shape[1] :] = episodes
     return ids
 
 

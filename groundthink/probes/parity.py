@@ -102,7 +102,8 @@ def gaps(model: Model, ids: Tensor) -> list[Gap]:
         ]
         found.append(compare("step by step", in_pieces(model, ids, range(1, length)), whole))
         found.append(compare("from a saved snapshot", from_file(model, ids, length // 2), whole))
-        found.append(compare("after another text", interrupted(model, ids, length // 2), whole))
+        for cut in (length // 2, length - 2):
+            found.append(compare(f"after another text at {cut}", interrupted(model, ids, cut), whole))
         if takes_documents(model):
             found.append(compare("left-padded", behind_padding(model, ids, 5), whole))
     return found
