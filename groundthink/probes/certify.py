@@ -112,7 +112,8 @@ def certify(
         TaskError: the vocabulary does not fit the task or the model.
         StateError: the episodes are longer than the model was told.
     """
-    _check(model, vocabulary)
+    for name, one in {"model": model, **(twins or {})}.items():
+        _check(name, one, vocabulary)
     bench = _bench(model, vocabulary, n_pairs=n_pairs, n=n, seed=seed, twins=twins or {})
     rows: list[ProbeResult] = []
     for row in _all_rows(bench, twins or {}, language):
@@ -165,7 +166,7 @@ def horizon_row(bench: Bench, twins: Mapping[str, Model]) -> ProbeResult:
 
 def precondition_rows(bench: Bench) -> Iterator[ProbeResult]:
     """Causality and parity, on random tokens and on the very episodes asked, as long as the longest of them."""
-    longest = bench.far[POINTS[-1]].prompts
+    longest = bench.transplant.prompts
     length = max(longest.shape[1], shortest_text(bench.model.sizes.window_size))
     ids = _texts(bench, longest, length)
     yield from causality(bench.model, ids, seed=bench.seed)
@@ -246,7 +247,7 @@ def _bench(
     return Bench(model, task, max(reaches), n, seed)
 
 
-def _check(model: Model, vocabulary: Vocabulary) -> None:
+def _check(name: str, model: Model, vocabulary: Vocabulary) -> None:
     if vocabulary.n_values < LEAST_VALUES:
         raise TaskError(
             f"{vocabulary.n_values} values are too few for a certificate",
@@ -256,6 +257,6 @@ def _check(model: Model, vocabulary: Vocabulary) -> None:
     if vocabulary.size > model.sizes.vocab_size:
         raise TaskError(
             f"the task needs {vocabulary.size} ids, the model has {model.sizes.vocab_size}",
-            where="vocabulary",
+            where=name if name == "model" else f"twin {name}",
             fix="certify with the vocabulary that the model was trained with",
         )
