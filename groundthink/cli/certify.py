@@ -39,7 +39,15 @@ def run(flags: Flags) -> int:
         for folder in sorted((flags.folder / "twins").glob("*"))
         if folder.is_dir()
     }
-    certificate = certify(load_model(path), task, twins=twins, n=flags.n, seed=flags.seed)
+    with writing(flags.folder / "records"):
+        certificate = certify(
+            load_model(path),
+            vocabulary=task.vocabulary,
+            n_pairs=task.n_pairs,
+            twins=twins,
+            n=flags.n,
+            seed=flags.seed,
+        )
     out = flags.out if flags.out is not None else flags.folder / "records" / "certificate.json"
     with writing(out):
         write_whole(out, to_json(certificate))

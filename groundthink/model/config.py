@@ -95,11 +95,10 @@ def no_read_twin(config: ModelConfig) -> ModelConfig:
 def window_only_twin(config: ModelConfig) -> ModelConfig:
     """A everywhere: recall beyond the horizon is chance by theorem, so it tests the harness.
 
-    The window is widened where that is needed to give the twin at least the horizon of the original.
+    Its windows share the original's horizon evenly, so that both are asked at the same distances.
     """
     layers = "A" * len(config.layers)
-    reach = 0 if math.isinf(config.horizon) else int(config.horizon)
-    window = max(config.window_size, -(-reach // len(layers)) + 1)
+    window = config.window_size if math.isinf(config.horizon) else int(config.horizon) // len(layers) + 1
     return _match_size(config, dataclasses.replace(config, pattern=layers, window_size=window))
 
 

@@ -19,9 +19,9 @@ from groundthink.probes.cuts import hooked, layers_with
 from groundthink.probes.face import Model, derived_seed, device_of, logits_of, mode
 from groundthink.probes.recall import Questions, ask, recall, rows_per_pass
 from groundthink.tasks import Vocabulary
-from groundthink.tasks.evaluate import evaluate
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle, depth_length_grid
+from groundthink.tasks.scoring import evaluate
 
 BETA, LOG_DECAY = "mixer.hook_beta", "mixer.hook_log_decay"
 SLOTS = 4  # of the asked pair, spread over the episode: a curve must not be that of the last pair alone

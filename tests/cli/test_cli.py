@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,6 @@ from groundthink.records import certificate_from_dict
 from tests.report.synthetic import certificate, write_run
 
 # The demo is checked by its own tests.
-PLAIN_VERBS = [verb for verb in main.VERBS if verb != "demo"]
 
 
 def run_it(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert statistics.median(seconds) < 0.5  # the promise of `groundthink --help`, interpreter start included
 
 
-@pytest.mark.parametrize("verb", PLAIN_VERBS)
+@pytest.mark.parametrize("verb", main.VERBS)
 def test_every_verb_has_help_without_torch(verb: str) -> None:
     code = (
         f"import sys\nfrom groundthink.cli.main import main\nassert main([{verb!r}, '--help']) == 0\n"
@@ -69,7 +69,7 @@ def test_every_verb_has_help_without_torch(verb: str) -> None:
     assert f"usage: groundthink {verb}" in found.stdout
 
 
-@pytest.mark.parametrize("verb", PLAIN_VERBS)
+@pytest.mark.parametrize("verb", main.VERBS)
 def test_every_verb_is_frozen_flags_with_docstrings_and_a_run(verb: str) -> None:
     module = importlib.import_module(main.VERBS[verb][0])
     assert dataclasses.is_dataclass(module.Flags)
@@ -289,18 +289,20 @@ def test_certify_says_its_verdict_and_leaves_with_its_code(
         (folder / "config.json").write_text("{}")
     seen: dict[str, Any] = {}
 
-    def certify(model: Any, task: Any, *, twins: dict[str, Any], n: int, seed: int) -> Any:
-        seen.update(model=model, task=task, twins=twins, n=n, seed=seed)
+    def certify(model: Any, *, vocabulary: Any, n_pairs: int, twins: dict[str, Any], n: int, seed: int) -> Any:
+        seen.update(model=model, task=(vocabulary, n_pairs), twins=twins, n=n, seed=seed)
         return certificate(verdict)
 
     stand_in(monkeypatch, "model", load_model=lambda folder: f"model of {folder.name}")
     stand_in(monkeypatch, "probes", certify=certify)
     monkeypatch.setattr(verb, "find_recipe", lambda folder: None)
-    monkeypatch.setattr(verb, "tasks_of", lambda recipe, wanted: {wanted: "the task"})
+    monkeypatch.setattr(
+        verb, "tasks_of", lambda recipe, wanted: {wanted: SimpleNamespace(vocabulary="ids", n_pairs=16)}
+    )
     code = main.main(["certify", str(tmp_path), "--n", "50", "--seed", "4"])
     assert code == EXIT_CODES[verdict]
     assert seen["twins"] == {"no-read": "model of no-read"}
-    assert (seen["task"], seen["n"], seen["seed"]) == ("the task", 50, 4)
+    assert (seen["task"], seen["n"], seen["seed"]) == (("ids", 16), 50, 4)
     out = capsys.readouterr().out
     assert verdict in out
     assert "recall@8R" in out
@@ -379,5 +381,5 @@ def test_help_survives_a_machine_without_torch(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert main.main(["--help"]) == 0
-    for verb in PLAIN_VERBS:
+    for verb in main.VERBS:
         assert main.main([verb, "--help"]) == 0
