@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from groundthink.cli.common import find_model, find_recipe, tasks_of, writing
+from groundthink.cli.common import find_recipe, tasks_of, writing
 from groundthink.records import Certificate, to_json, write_whole
 
 EXIT_CODES = {"CERTIFIED": 0, "PARTIAL": 10, "NOT-PROVEN": 11, "REFUTED": 12, "TASK-FAIL": 13, "INVALID": 14}
@@ -29,19 +29,15 @@ class Flags:
 
 def run(flags: Flags) -> int:
     """Certify; the exit code says the verdict."""
-    path = find_model(flags.folder)
-    task = next(iter(tasks_of(find_recipe(flags.folder), flags.task).values()))
-    from groundthink.model import load_model
     from groundthink.probes import certify
+    from groundthink.training import load
 
-    twins = {
-        folder.name: load_model(find_model(folder))
-        for folder in sorted((flags.folder / "twins").glob("*"))
-        if folder.is_dir()
-    }
+    model = load(flags.folder)
+    task = next(iter(tasks_of(find_recipe(flags.folder), flags.task).values()))
+    twins = {folder.name: load(folder) for folder in sorted((flags.folder / "twins").glob("*")) if folder.is_dir()}
     with writing(flags.folder / "records"):
         certificate = certify(
-            load_model(path),
+            model,
             vocabulary=task.vocabulary,
             n_pairs=task.n_pairs,
             twins=twins,

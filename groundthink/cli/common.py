@@ -27,25 +27,6 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
-def find_model(folder: Path) -> Path:
-    """The saved model that a path means: itself, or the newest checkpoint of a run.
-
-    Raises:
-        CheckpointError: there is neither.
-    """
-    if (folder / "config.json").is_file():
-        return folder
-    if not is_run(folder):
-        raise CheckpointError(
-            "there is neither a run (config.yaml) nor a model (config.json).",
-            where=str(folder),
-            fix="name the folder of a run or of a saved model.",
-        )
-    from groundthink.training import latest_checkpoint
-
-    return latest_checkpoint(folder)
-
-
 def find_recipe(folder: Path) -> Any:
     """The `training.Recipe` of a run folder: its tokenizer, corpus, vocabulary and tasks.
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from groundthink.cli.common import find_model, find_recipe, tasks_of, writing
+from groundthink.cli.common import find_recipe, tasks_of, writing
 from groundthink.records import provenance, to_json, write_whole
 
 
@@ -30,12 +30,12 @@ class Flags:
 
 def run(flags: Flags) -> int:
     """Evaluate; 0 when done."""
-    path = find_model(flags.folder)
-    tasks = tasks_of(find_recipe(flags.folder), flags.task)
-    from groundthink.model import load_model
     from groundthink.tasks.scoring import evaluate
+    from groundthink.training import load, model_folder
 
-    model = load_model(path)
+    path = model_folder(flags.folder)
+    model = load(path)
+    tasks = tasks_of(find_recipe(flags.folder), flags.task)
     results = {}
     for name, task in tasks.items():
         found = evaluate(task, lambda tokens: model(tokens).logits, n=flags.n, seed=flags.seed, split=flags.split)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from groundthink.cli.common import find_model, find_recipe
+from groundthink.cli.common import find_recipe
 from groundthink.errors import ConfigError
 
 
@@ -34,14 +34,14 @@ def run(flags: Flags) -> int:
             where="groundthink generate",
             fix="give other values.",
         )
-    path = find_model(flags.folder)
+    from groundthink.training import load
+
+    model = load(flags.folder)
     tokenizer = find_recipe(flags.folder).tokenizer
     ids = tokenizer.encode(flags.prompt)
     if not ids:
         raise ConfigError("the prompt is empty.", where="--prompt", fix="give at least one letter.")
-    from groundthink.model import load_model
-
-    print(flags.prompt + tokenizer.decode(draw(load_model(path), ids, tokenizer.vocab_size, flags)))
+    print(flags.prompt + tokenizer.decode(draw(model, ids, tokenizer.vocab_size, flags)))
     return 0
 
 

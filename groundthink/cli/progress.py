@@ -75,6 +75,7 @@ class Display:
     def _enter(self, phase: str) -> None:
         if phase != self._phase:
             self._phase, self._phase_start = phase, self._step
+            self._facts.clear()  # the next phase measures other things
             if self._bar is not None:
                 self._bar.reset(self._task, total=self._phases.get(phase), description=phase)
 

@@ -35,70 +35,74 @@ def chunk_layout(length: int) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Factors:
-    """Decay factors of all chunks; everything a gate or a document boundary does to a sum is in here.
+class Edges:
+    """What is left of a state over part of a chunk, M = B*H*N chunks.
 
-    Attributes (M = B*H*N chunks):
-        read: [M,C,C] exp(gamma_i - gamma_j), j <= i.
-        erase: [M,C,C] exp(eta_i - gamma_j), j < i.
-        read_in, erase_in: [M,C,1] exp(gamma_i), exp(eta_i): what is left of the chunk's first state.
-        out: [M,C,1] exp(gamma_C - gamma_i): what is left of token i at the end.
-        through: [M,1,1] exp(gamma_C).
+    Attributes:
+        enter: [M,C,1] exp(eta_i): of the chunk's first state, for token i; eta is gamma for reads.
+        out: [M,C,1] exp(gamma_C - gamma_i): of token i's write, at the end.
+        through: [M,1,1] exp(gamma_C): of the first state, at the end.
     """
 
-    read: Tensor
-    erase: Tensor
-    read_in: Tensor
-    erase_in: Tensor
+    enter: Tensor
     out: Tensor
     through: Tensor
 
 
-def factors(log_decay: Tensor, documents: Tensor | None, *, raw: bool, dtype: torch.dtype) -> Factors:
-    """Decay factors for log_decay [B,T,H] and documents [B,T]."""
-    n_chunks, chunk = chunk_layout(log_decay.shape[1])
-    steps = to_chunks(log_decay.double()[..., None], n_chunks).squeeze(-1)
-    # Sums reach -20 * 64; their differences near 0 need more than float32 holds of the sums themselves.
-    gamma = steps.cumsum(-1)
-    eta = gamma - steps if raw else gamma
+class Decays:
+    """Decay factors of all chunks: everything that a gate or a document boundary does to a sum is in here.
 
-    def exp_difference(rows: Tensor, diagonal: int) -> Tensor:
-        high_rows, high = rows.to(dtype), gamma.to(dtype)
-        low_rows, low = (rows - high_rows).to(dtype), (gamma - high).to(dtype)
-        difference = (high_rows[:, :, None] - high[:, None, :]) + (low_rows[:, :, None] - low[:, None, :])
-        causal = torch.ones(chunk, chunk, dtype=torch.bool, device=gamma.device).tril(diagonal)
-        return difference.masked_fill_(~causal, float("-inf")).exp_()
+    Args:
+        log_decay: [B,T,H].
+        documents: [B,T] ids or None; every path across the start of a document is cut.
+        shift: take token i's exponent before its own decay (eta_i = gamma_{i-1}), as writes of the raw form do.
+        dtype: of the factors.
+    """
 
-    last = gamma[:, -1:]
-    result = Factors(
-        read=exp_difference(gamma, 0),
-        erase=exp_difference(eta, -1),
-        read_in=gamma.exp().to(dtype)[..., None],
-        erase_in=eta.exp().to(dtype)[..., None],
-        out=(last - gamma).exp().to(dtype)[..., None],
-        through=last.exp().to(dtype)[..., None],
-    )
-    return result if documents is None else _mask_documents(result, documents, log_decay.shape[2])
+    def __init__(self, log_decay: Tensor, documents: Tensor | None, *, shift: bool, dtype: torch.dtype) -> None:
+        n_chunks, self.chunk = chunk_layout(log_decay.shape[1])
+        steps = to_chunks(log_decay.double()[..., None], n_chunks).squeeze(-1)
+        # Sums reach -20 * 64; their differences near 0 need more than float32 holds of the sums themselves.
+        self.gamma = steps.cumsum(-1)
+        self.eta = self.gamma - steps if shift else self.gamma
+        self.dtype = dtype
+        self.ids = None if documents is None else _ids(documents, log_decay.shape[2])
+
+    def pairs(self, *, diagonal: bool) -> Tensor:
+        """[M,C,C] exp(eta_i - gamma_j) for j < i, and for j = i if asked; 0 elsewhere."""
+        high_eta, high = self.eta.to(self.dtype), self.gamma.to(self.dtype)
+        low_eta, low = (self.eta - high_eta).to(self.dtype), (self.gamma - high).to(self.dtype)
+        difference = (high_eta[:, :, None] - high[:, None, :]).add_(low_eta[:, :, None] - low[:, None, :])
+        causal = torch.ones(self.chunk, self.chunk, dtype=torch.bool, device=high.device).tril(0 if diagonal else -1)
+        kept = causal
+        if self.ids is not None:
+            ids, _ = self.ids
+            kept = causal & (ids[:, :, None] == ids[:, None, :])
+        return difference.masked_fill_(~kept, float("-inf")).exp_()
+
+    def edges(self) -> Edges:
+        """The factors of first and last states."""
+        last = self.gamma[:, -1:]
+        parts = [self.eta, last - self.gamma, last]
+        enter, out, through = ((x.exp().to(self.dtype))[..., None] for x in parts)
+        if self.ids is None:
+            return Edges(enter, out, through)
+        ids, before = self.ids
+        carried = (ids == before)[..., None]
+        return Edges(enter * carried, out * (ids == ids[:, -1:])[..., None], through * carried[:, -1:])
 
 
-def _mask_documents(f: Factors, documents: Tensor, heads: int) -> Factors:
-    """Cut every path that crosses the start of a document. The first document continues the initial state."""
+def _ids(documents: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Document of each token, [M,C], and of the token before each chunk, [M,1].
+
+    The first document continues the initial state, so before the first chunk stands the first token's own id.
+    """
     batch, length = documents.shape
     n_chunks, chunk = chunk_layout(length)
     ids = F.pad(documents[:, None], (0, n_chunks * chunk - length), mode="replicate")[:, 0]
     ids = ids.view(batch, 1, n_chunks, chunk).expand(batch, heads, n_chunks, chunk)
-    before = torch.cat([ids[:, :, :1, 0], ids[:, :, :-1, -1]], dim=2).reshape(-1, 1)
-    ids = ids.reshape(-1, chunk)
-    same = ids[:, :, None] == ids[:, None, :]
-    carried = (ids == before)[..., None]
-    return Factors(
-        read=f.read * same,
-        erase=f.erase * same,
-        read_in=f.read_in * carried,
-        erase_in=f.erase_in * carried,
-        out=f.out * (ids == ids[:, -1:])[..., None],
-        through=f.through * carried[:, -1:],
-    )
+    before = torch.cat([ids[:, :, :1, 0], ids[:, :, :-1, -1]], dim=2)
+    return ids.reshape(-1, chunk), before.reshape(-1, 1)
 
 
 def gamma_to_log_decay(d_gamma: Tensor, batch: int, heads: int, length: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundthink.ops._chunk_factors import chunk_layout, factors, from_chunks, gamma_to_log_decay, to_chunks
+from groundthink.ops._chunk_factors import Decays, chunk_layout, from_chunks, gamma_to_log_decay, to_chunks
 from groundthink.ops._shapes import expand_heads
 
 
@@ -18,18 +18,20 @@ def chunked_read(
     log_decay: Tensor,
     documents: Tensor | None,
     scale: float,
-) -> Tensor:
-    """o [B,T,H,V] in float32 (float64 for float64 gates)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o [B,T,H,V] in float32 (float64 for float64 gates); and for the backward pass, both [M,C,C]: the scores
+    (q_i . k_j) exp(gamma_i - gamma_j) and the decays in them."""
     batch, length, heads, value_dim = pseudo.shape
     n_chunks, _ = chunk_layout(length)
     dtype = pseudo.dtype
-    f = factors(log_decay, documents, raw=False, dtype=dtype)
+    decays = Decays(log_decay, documents, shift=False, dtype=dtype)
+    pairs = decays.pairs(diagonal=True)
     q = to_chunks(expand_heads(queries, heads).to(dtype), n_chunks)
     k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
     start = states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
-    scores = torch.bmm(q, k.mT).mul_(f.read)
-    out = torch.bmm(q, start).mul_(f.read_in).baddbmm_(scores, to_chunks(pseudo, n_chunks))
-    return from_chunks(out.mul_(scale), batch, heads, length)
+    scores = torch.bmm(q, k.mT).mul_(pairs)
+    out = torch.bmm(q, start).mul_(decays.edges().enter).baddbmm_(scores, to_chunks(pseudo, n_chunks))
+    return from_chunks(out.mul_(scale), batch, heads, length), scores, pairs
 
 
 @chunked_read.register_fake
@@ -41,8 +43,12 @@ def _(
     log_decay: Tensor,
     documents: Tensor | None,
     scale: float,
-) -> Tensor:
-    return pseudo.new_empty(pseudo.shape)  # contiguous like the real result, whatever the strides of the input
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, heads, _ = pseudo.shape
+    n_chunks, chunk = chunk_layout(length)
+    square = (batch * heads * n_chunks, chunk, chunk)
+    # Contiguous like the real results, whatever the strides of the inputs.
+    return pseudo.new_empty(pseudo.shape), pseudo.new_empty(square), pseudo.new_empty(square)
 
 
 @torch.library.custom_op("groundthink::chunked_read_backward", mutates_args=())
@@ -54,27 +60,28 @@ def chunked_read_backward(
     states: Tensor,
     log_decay: Tensor,
     documents: Tensor | None,
+    scores: Tensor,
+    pairs: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, pseudo-values, chunk-start states and log_decay."""
     batch, length, heads, value_dim = pseudo.shape
     n_chunks, _ = chunk_layout(length)
     dtype = pseudo.dtype
-    f = factors(log_decay, documents, raw=False, dtype=dtype)
+    enter = Decays(log_decay, documents, shift=False, dtype=dtype).edges().enter
     q = to_chunks(expand_heads(queries, heads).to(dtype), n_chunks)
     k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
     p = to_chunks(pseudo, n_chunks)
     start = states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
     do = to_chunks(d_out, n_chunks) * scale
-    scores = torch.bmm(q, k.mT).mul_(f.read)
     d_scores = torch.bmm(do, p.mT)
     d_read_ij = scores * d_scores
-    d_scores.mul_(f.read)
-    from_start = torch.bmm(do, start.mT).mul_(f.read_in)
+    d_scores.mul_(pairs)
+    from_start = torch.bmm(do, start.mT).mul_(enter)
     d_gamma = d_read_ij.sum(2) - d_read_ij.sum(1) + (q * from_start).sum(-1)
     dq = torch.baddbmm(from_start, d_scores, k)
     dk = torch.bmm(d_scores.mT, q)
-    d_start = torch.bmm((f.read_in * q).mT, do)
+    d_start = torch.bmm((enter * q).mT, do)
     d_start = d_start.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous()
 
     def fold(x: Tensor, like: Tensor) -> Tensor:
@@ -98,6 +105,8 @@ def _(
     states: Tensor,
     log_decay: Tensor,
     documents: Tensor | None,
+    scores: Tensor,
+    pairs: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     given = (queries, keys, pseudo, states, log_decay)
@@ -105,14 +114,17 @@ def _(
 
 
 def _read_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    del output
+    _, *squares = output
     *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*tensors, *squares)
+    ctx.set_materialize_grads(False)  # as in `_chunked_write`
 
 
-def _read_backward(ctx, d_out):  # type: ignore[no-untyped-def]
-    with torch.autocast(d_out.device.type, enabled=False):  # `backward()` may be called inside autocast
-        grads = torch.ops.groundthink.chunked_read_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
+def _read_backward(ctx, d_out, *d_squares):  # type: ignore[no-untyped-def]
+    del d_squares  # kept for this function alone
+    if d_out is None:
+        return (None,) * 7
+    grads = torch.ops.groundthink.chunked_read_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
     return (*grads, None, None)
 
 

@@ -10,7 +10,7 @@ the state that token i's error is taken from: gamma_i (decayed) or gamma_{i-1} (
 
 both error forms differ in eta alone. All exponents are <= 0 and nothing is divided by a gate. Substituting P gives
 S_C = M S_0 + U with a K x K matrix M per chunk, so the serial part is one product per chunk, forward (M) and
-backward (M^T); all else runs over all chunks at once. Documents mask the same factors (see `Factors`).
+backward (M^T); all else runs over all chunks at once. Documents mask the same factors (see `Decays`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundthink.ops._chunk_factors import chunk_layout, factors, from_chunks, gamma_to_log_decay, to_chunks
+from groundthink.ops._chunk_factors import Decays, chunk_layout, from_chunks, gamma_to_log_decay, to_chunks
 from groundthink.ops._shapes import expand_heads
 
 
@@ -31,19 +31,22 @@ def chunked_write(
     initial_state: Tensor | None,
     documents: Tensor | None,
     raw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pseudo-values [B,T,H,V], chunk-start states [B,N,H,K,V], final state [B,H,K,V], inverse T [M,C,C]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pseudo-values [B,T,H,V], chunk-start states [B,N,H,K,V], final state [B,H,K,V]; and for the backward pass, all
+    [M,C,C]: the inverse T, the decays exp(eta_i - gamma_j), and the products (k_i . k_j) with these decays."""
     batch, length, heads, value_dim = values.shape
     n_chunks, _ = chunk_layout(length)
     dtype = beta.dtype
-    f = factors(log_decay, documents, raw=raw, dtype=dtype)
+    decays = Decays(log_decay, documents, shift=raw, dtype=dtype)
+    pairs, f = decays.pairs(diagonal=False), decays.edges()
     k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
     v = to_chunks(values.to(dtype), n_chunks)
     b = to_chunks(beta[..., None], n_chunks)
-    lower = torch.bmm(k, k.mT).mul_(f.erase).mul_(b)
+    gram = torch.bmm(k, k.mT).mul_(pairs)
+    lower = b * gram
     eye = torch.eye(k.shape[1], dtype=dtype, device=k.device)
     inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False, unitriangular=True).contiguous()
-    erased = torch.bmm(inverse, f.erase_in * b * k)  # W: what P takes from S_0
+    erased = torch.bmm(inverse, f.enter * b * k)  # W: what P takes from S_0
     fresh = torch.bmm(inverse, b * v)  # what P is without S_0
     k_out = f.out * k
     carry = -torch.bmm(k_out.mT, erased)
@@ -66,6 +69,8 @@ def chunked_write(
         starts.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous(),
         state.view(batch, heads, k.shape[-1], value_dim).clone(),
         inverse,
+        pairs,
+        gram,
     )
 
 
@@ -78,15 +83,18 @@ def _(
     initial_state: Tensor | None,
     documents: Tensor | None,
     raw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, length, heads, value_dim = values.shape
     n_chunks, chunk = chunk_layout(length)
     key_dim = keys.shape[-1]
+    square = (batch * heads * n_chunks, chunk, chunk)
     return (
         beta.new_empty(batch, length, heads, value_dim),
         beta.new_empty(batch, n_chunks, heads, key_dim, value_dim),
         beta.new_empty(batch, heads, key_dim, value_dim),
-        beta.new_empty(batch * heads * n_chunks, chunk, chunk),
+        beta.new_empty(square),
+        beta.new_empty(square),
+        beta.new_empty(square),
     )
 
 
@@ -124,13 +132,15 @@ def chunked_write_backward(
     pseudo: Tensor,
     states: Tensor,
     inverse: Tensor,
+    pairs: Tensor,
+    gram: Tensor,
     raw: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of keys, values, log_decay, beta and initial state. Derivation: docs/math.md."""
     batch, length, heads, value_dim = values.shape
     n_chunks, _ = chunk_layout(length)
     dtype = beta.dtype
-    f = factors(log_decay, documents, raw=raw, dtype=dtype)
+    f = Decays(log_decay, documents, shift=raw, dtype=dtype).edges()
     k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
     v = to_chunks(values.to(dtype), n_chunks)
     b = to_chunks(beta[..., None], n_chunks)
@@ -139,27 +149,27 @@ def chunked_write_backward(
     dp = to_chunks(d_pseudo, n_chunks)
     d_start = d_states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
     k_out = f.out * k
-    erased = torch.bmm(inverse, f.erase_in * b * k)
+    erased = torch.bmm(inverse, f.enter * b * k)
 
     d_end, d_initial = _state_gradients(k_out, erased, f.through, dp, d_start, d_final.to(dtype))
     dp = torch.baddbmm(dp, k_out, d_end)
     dx = torch.bmm(inverse.mT, dp)
-    recalled = f.erase_in * torch.bmm(k, start)
-    d_lower = torch.bmm(dx, p.mT).neg_()  # the strict lower triangle counts; f.erase masks the rest
-    gram = torch.bmm(k, k.mT).mul_(f.erase)
-    d_beta = (dx * (v - recalled)).sum(-1) + (d_lower * gram).sum(-1)
-    d_eta_ij = (d_lower * gram).mul_(b)
-    d_gram = d_lower.mul_(f.erase).mul_(b)
+    recalled = f.enter * torch.bmm(k, start)
+    d_lower = torch.bmm(dx, p.mT).neg_()  # the strict lower triangle counts; `pairs` is 0 elsewhere
+    d_exponent = gram * d_lower  # times beta_i: the gradient of eta_i - gamma_j
+    d_exponent_rows = d_exponent.sum(-1)
+    d_beta = (dx * (v - recalled)).sum(-1) + d_exponent_rows
+    d_gram = d_lower.mul_(pairs).mul_(b)
     bdx = b * dx
     dk = torch.bmm(d_gram, k) + torch.bmm(d_gram.mT, k)
-    dk -= f.erase_in * torch.bmm(bdx, start.mT)
+    dk -= f.enter * torch.bmm(bdx, start.mT)
     p_end = torch.bmm(p, d_end.mT)
     dk += f.out * p_end
 
     d_out = (k_out * p_end).sum(-1)
-    d_gamma = -d_eta_ij.sum(1) - d_out
+    d_gamma = -torch.bmm(b.mT, d_exponent).squeeze(1) - d_out
     d_gamma[:, -1] += d_out.sum(-1) + f.through.flatten() * (start * d_end).sum((-2, -1))
-    d_eta = d_eta_ij.sum(2) - (bdx * recalled).sum(-1)
+    d_eta = b.squeeze(-1) * d_exponent_rows - (bdx * recalled).sum(-1)
     if raw:
         d_gamma[:, :-1] += d_eta[:, 1:]
     else:
@@ -187,6 +197,8 @@ def _(
     pseudo: Tensor,
     states: Tensor,
     inverse: Tensor,
+    pairs: Tensor,
+    gram: Tensor,
     raw: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     given = (keys, values, log_decay, beta, d_final)
@@ -195,29 +207,21 @@ def _(
 
 def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     keys, values, log_decay, beta, initial_state, documents, raw = inputs
-    pseudo, states, _, inverse = output
-    ctx.save_for_backward(keys, values, log_decay, beta, documents, pseudo, states, inverse)
+    pseudo, states, _, *squares = output
+    ctx.save_for_backward(keys, values, log_decay, beta, documents, pseudo, states, *squares)
     ctx.raw, ctx.state_dtype = raw, None if initial_state is None else initial_state.dtype
+    ctx.set_materialize_grads(False)  # the squares have no gradient; zeros for them would be the largest tensors here
 
 
-def _write_backward(ctx, d_pseudo, d_states, d_final, d_inverse):  # type: ignore[no-untyped-def]
-    del d_inverse  # the inverse is kept for this function alone
-    keys, values, log_decay, beta, documents, pseudo, states, inverse = ctx.saved_tensors
-    with torch.autocast(keys.device.type, enabled=False):  # `backward()` may be called inside autocast
-        dk, dv, dg, db, d_initial = torch.ops.groundthink.chunked_write_backward(
-            d_pseudo,
-            d_states,
-            d_final,
-            keys,
-            values,
-            log_decay,
-            beta,
-            documents,
-            pseudo,
-            states,
-            inverse,
-            ctx.raw,
-        )
+def _write_backward(ctx, d_pseudo, d_states, d_final, *d_squares):  # type: ignore[no-untyped-def]
+    del d_squares  # kept for this function alone
+    keys, values, log_decay, beta, documents, pseudo, states, *squares = ctx.saved_tensors
+    d_pseudo = torch.zeros_like(pseudo) if d_pseudo is None else d_pseudo
+    d_states = torch.zeros_like(states) if d_states is None else d_states
+    d_final = torch.zeros_like(states[:, 0]) if d_final is None else d_final
+    dk, dv, dg, db, d_initial = torch.ops.groundthink.chunked_write_backward(
+        d_pseudo, d_states, d_final, keys, values, log_decay, beta, documents, pseudo, states, *squares, ctx.raw
+    )
     d_initial = None if ctx.state_dtype is None else d_initial.to(ctx.state_dtype)
     return dk, dv, dg, db, d_initial, None, None
 

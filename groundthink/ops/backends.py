@@ -75,7 +75,7 @@ class Chunked:
                 documents=None,
                 raw=raw,
             )
-        pseudo, states, final, _ = chunked_write(keys, values, log_decay, beta, initial_state, documents, raw)
+        pseudo, states, final, *_ = chunked_write(keys, values, log_decay, beta, initial_state, documents, raw)
         return (keys, pseudo, states, log_decay, documents), final
 
     @staticmethod
@@ -84,7 +84,8 @@ class Chunked:
         if len(parts) == 1:
             return _reference.read(parts, queries, scale=scale)
         keys, pseudo, states, log_decay, documents = parts
-        return chunked_read(queries, keys, pseudo, states, log_decay, documents, scale)
+        out, *_ = chunked_read(queries, keys, pseudo, states, log_decay, documents, scale)
+        return out
 
 
 _ALL: tuple[Backend, ...] = (Reference(), Chunked())

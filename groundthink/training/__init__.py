@@ -15,7 +15,7 @@ from groundthink.training.config import (
 )
 from groundthink.training.events import Event, EventLog, read_events
 from groundthink.training.language import Difference, TextScores, paired_bootstrap, score_text
-from groundthink.training.loop import TrainResult, resume, train
+from groundthink.training.loop import TrainResult, load, model_folder, resume, train
 from groundthink.training.mixture import Measurement, Rows, Source
 from groundthink.training.run import Hook, SourceFactory
 
@@ -40,8 +40,10 @@ __all__ = [
     "config_from_dict",
     "latest_checkpoint",
     "list_checkpoints",
+    "load",
     "load_checkpoint",
     "load_recipe",
+    "model_folder",
     "paired_bootstrap",
     "read_events",
     "recipe_names",

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from groundthink.errors import CheckpointError, ConfigError
+from groundthink.model import HybridForCausalLM, load_model
 from groundthink.records import write_whole
 from groundthink.training.checkpoint import FOLDER, latest_checkpoint, load_checkpoint
 from groundthink.training.config import TrainConfig, load_recipe, to_yaml
@@ -118,6 +119,33 @@ def resume(
     if not run.finished:
         run.announce("resume")
     return _finish(run, stop_at)
+
+
+def model_folder(path: Path | str) -> Path:
+    """The saved model that a path means: itself, or the newest checkpoint of a run.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(
+            "there is neither a run (config.yaml) nor a model (config.json)",
+            where=str(path),
+            fix="name the folder of a run or of a saved model",
+        )
+    return latest_checkpoint(path)
+
+
+def load(path: Path | str) -> HybridForCausalLM:
+    """The model of a run's newest checkpoint, or of a saved model's folder, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    return load_model(model_folder(path))
 
 
 def _finish(run: Run, stop_at: int | None) -> TrainResult:

@@ -64,7 +64,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     grouped = sum(p.numel() for group in groups for p in group["params"])
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert grouped == total, f"optimizer groups hold {grouped} of {total} parameters"
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 def named_moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:

@@ -245,11 +245,14 @@ def test_decayed_is_raw_with_other_strength_and_values() -> None:
 def test_factors_are_exact_next_to_large_sums(raw: bool) -> None:
     """After 48 tokens at -20 the sums are near -960, where float32 alone would leave exp of a difference 3e-5 off."""
     log_decay = torch.where(torch.arange(64)[None, :, None] < 48, -20.0, -0.01 * torch.rand(2, 64, 3))
-    got = _chunk_factors.factors(log_decay, None, raw=raw, dtype=torch.float32)
-    judge = _chunk_factors.factors(log_decay, None, raw=raw, dtype=torch.float64)
-    for name in ("read", "erase", "out"):
+    got, judge = (
+        [decays.pairs(diagonal=True), decays.pairs(diagonal=False), decays.edges().out]
+        for dtype in (torch.float32, torch.float64)
+        for decays in [_chunk_factors.Decays(log_decay, None, shift=raw, dtype=dtype)]
+    )
+    for ours, exact in zip(got[int(raw) :], judge[int(raw) :], strict=True):
         # One rounding of the exponent (at most 1e-6 at -16) and one of exp; what is below e^-20 counts for nothing.
-        torch.testing.assert_close(getattr(got, name).double(), getattr(judge, name), rtol=2e-6, atol=2e-9)
+        torch.testing.assert_close(ours.double(), exact, rtol=2e-6, atol=2e-9)
 
 
 def test_a_read_sees_no_later_write() -> None:
@@ -293,17 +296,19 @@ def _operator_arguments(layout: str) -> dict[str, tuple[Any, ...]]:
         x = {n: v.transpose(0, 1).contiguous().transpose(0, 1) for n, v in x.items()}
     ids = mc.document_ids("random", case.batch, case.length)
     write = (x["keys"], x["values"], x["log_decay"], x["beta"], x["initial_state"], ids, False)
-    pseudo, states, final, inverse = torch.ops.groundthink.chunked_write(*write)
-    read = (x["queries"], x["keys"], pseudo, states, x["log_decay"], ids, 0.5)
+    pseudo, states, final, *kept = torch.ops.groundthink.chunked_write(*write)
+    inputs = (x["queries"], x["keys"], pseudo, states, x["log_decay"], ids)
+    read = (*inputs, 0.5)
+    _, *kept_by_read = torch.ops.groundthink.chunked_read(*read)
     return {
         "chunked_write": write,
         "chunked_read": read,
         "chunked_write_backward": (
             *(torch.randn_like(v) for v in (pseudo, states, final)),
             *(x["keys"], x["values"], x["log_decay"], x["beta"], ids),
-            *(pseudo, states, inverse, True),
+            *(pseudo, states, *kept, True),
         ),
-        "chunked_read_backward": (torch.randn_like(pseudo), *read),
+        "chunked_read_backward": (torch.randn_like(pseudo), *inputs, *kept_by_read, 0.5),
     }
 
 
