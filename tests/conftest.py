@@ -7,10 +7,13 @@ import socket
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests are small: a second thread gains nothing, and spins away a core where others work too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 
+torch.set_num_threads(1)
 _real_empty = torch.empty
 _real_empty_like = torch.empty_like
 

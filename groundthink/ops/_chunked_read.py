@@ -124,7 +124,8 @@ def _read_backward(ctx, d_out, *d_squares):  # type: ignore[no-untyped-def]
     del d_squares  # kept for this function alone
     if d_out is None:
         return (None,) * 7
-    grads = torch.ops.groundthink.chunked_read_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
+    with torch.autocast(d_out.device.type, enabled=False):  # `backward()` may be called inside autocast
+        grads = torch.ops.groundthink.chunked_read_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
     return (*grads, None, None)
 
 

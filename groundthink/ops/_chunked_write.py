@@ -219,9 +219,9 @@ def _write_backward(ctx, d_pseudo, d_states, d_final, *d_squares):  # type: igno
     d_pseudo = torch.zeros_like(pseudo) if d_pseudo is None else d_pseudo
     d_states = torch.zeros_like(states) if d_states is None else d_states
     d_final = torch.zeros_like(states[:, 0]) if d_final is None else d_final
-    dk, dv, dg, db, d_initial = torch.ops.groundthink.chunked_write_backward(
-        d_pseudo, d_states, d_final, keys, values, log_decay, beta, documents, pseudo, states, *squares, ctx.raw
-    )
+    given = (d_pseudo, d_states, d_final, keys, values, log_decay, beta, documents, pseudo, states, *squares)
+    with torch.autocast(keys.device.type, enabled=False):  # `backward()` may be called inside autocast
+        dk, dv, dg, db, d_initial = torch.ops.groundthink.chunked_write_backward(*given, ctx.raw)
     d_initial = None if ctx.state_dtype is None else d_initial.to(ctx.state_dtype)
     return dk, dv, dg, db, d_initial, None, None
 
