@@ -1,8 +1,8 @@
 """The main job in small: train a hybrid and its twins, certify its memory, leave every record of it.
 
-The hybrid (recipe `demo`) learns recall through its S layer and then language. Beside it stand a no-read twin on half
-the language steps (A for S, parameters within 2 %) and a window-only model, which can recall nothing beyond the
-horizon however long it trains and therefore trains an eighth.
+The hybrid (recipe `demo`) learns recall through its S layer and then language. Beside it stand a no-read twin on the
+same tokens (A for S, parameters within 2 %) and a window-only model, which can recall nothing beyond the horizon
+however long it trains and therefore trains an eighth.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def plan(seed: int = 0, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]
     sizes = Recipe(config).model_config
     return {
         ".": config,
-        f"twins/{NO_READ}": _twin(config, no_read_twin(sizes), language_share=2, bootcamp_share=1),
-        f"twins/{WINDOW_ONLY}": _twin(config, window_only_twin(sizes), language_share=8, bootcamp_share=8),
+        f"twins/{NO_READ}": _twin(config, no_read_twin(sizes), share=1),
+        f"twins/{WINDOW_ONLY}": _twin(config, window_only_twin(sizes), share=8),
     }
 
 
-def _twin(config: TrainConfig, sizes: ModelConfig, *, language_share: int, bootcamp_share: int) -> TrainConfig:
-    """The same run for another pattern, on fewer steps; its G layers always read, since nobody else does."""
+def _twin(config: TrainConfig, sizes: ModelConfig, *, share: int) -> TrainConfig:
+    """The same run for another pattern, on 1/share of the steps; its G layers always read, since nobody else does."""
     reads = {"own_read_drop_prob": 0.0} if "G" in sizes.layers else {}
     phases = tuple(
         dataclasses.replace(
             phase,
-            steps=max(1, phase.steps // (bootcamp_share if phase.advance else language_share)),
+            steps=max(1, phase.steps // share),
             model_options=reads,
         )
         for phase in config.phases
