@@ -18,10 +18,18 @@ import torch
 from groundthink.data import TextSource
 from groundthink.errors import ConfigError
 from groundthink.model import HybridForCausalLM, ModelConfig, count_parameters, no_read_twin, window_only_twin
-from groundthink.probes import certify, cut_own_reads, cut_reads, gate_statistics, needle_map, recall_curves
+from groundthink.probes import (
+    certify,
+    cut_own_reads,
+    cut_reads,
+    gate_statistics,
+    needle_map,
+    paired_bootstrap,
+    recall_curves,
+)
 from groundthink.records import Certificate, to_json, write_whole
 from groundthink.tasks import Task
-from groundthink.training import TrainConfig, TrainResult, load_recipe, paired_bootstrap, resume, score_text, train
+from groundthink.training import TrainConfig, TrainResult, load_recipe, resume, score_text, train
 from groundthink.training.sources import Recipe
 
 NO_READ, WINDOW_ONLY = "no-read", "window-only"
@@ -156,21 +164,15 @@ def _language(recipe: Recipe, models: dict[str, HybridForCausalLM], seed: int) -
         predict = functools.partial(_logits, model)
         windows = held_out.held_out_batches(32, HELD_OUT_LENGTH, max_tokens=HELD_OUT_TOKENS)
         scores[name] = score_text(predict, windows)
-    difference = paired_bootstrap(scores["model"], scores[NO_READ], seed=seed)
+    ours, theirs = (scores[name].per_document.tolist() for name in ("model", NO_READ))
+    mean, low, high = paired_bootstrap(ours, theirs, seed=seed)
     bits = {name: score.bits_per_byte for name, score in scores.items()}
     record = {
         "bits_per_byte": bits,
-        "difference": {"mean": difference.mean, "low": difference.low, "high": difference.high},
-        "documents": difference.n,
+        "difference": {"mean": mean, "low": low, "high": high},
+        "documents": len(ours),
     }
-    row = {
-        "difference": difference.mean,
-        "low": difference.low,
-        "high": difference.high,
-        "n": difference.n,
-        "against": NO_READ,
-        "details": bits,
-    }
+    row = {"difference": mean, "low": low, "high": high, "n": len(ours), "against": NO_READ, "details": bits}
     return record, row
 
 

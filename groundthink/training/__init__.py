@@ -14,7 +14,7 @@ from groundthink.training.config import (
     to_yaml,
 )
 from groundthink.training.events import Event, EventLog, read_events
-from groundthink.training.language import Difference, TextScores, paired_bootstrap, score_text
+from groundthink.training.language import TextScores, score_text
 from groundthink.training.loop import TrainResult, load, model_folder, resume, train
 from groundthink.training.mixture import Measurement, Rows, Source
 from groundthink.training.run import Hook, SourceFactory
@@ -22,7 +22,6 @@ from groundthink.training.run import Hook, SourceFactory
 __all__ = [
     "Checkpoint",
     "DataConfig",
-    "Difference",
     "Event",
     "EventLog",
     "Hook",
@@ -44,7 +43,6 @@ __all__ = [
     "load_checkpoint",
     "load_recipe",
     "model_folder",
-    "paired_bootstrap",
     "read_events",
     "recipe_names",
     "resume",

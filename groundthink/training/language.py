@@ -1,4 +1,4 @@
-"""How well held-out text is predicted: bits per byte by document, and paired differences of two models."""
+"""How well held-out text is predicted: bits per byte by document."""
 
 from __future__ import annotations
 
@@ -52,16 +52,6 @@ class TextScores:
         return float(self.nats.sum() / math.log(2) / self.n_bytes.sum())
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Mean difference with its bootstrap 95 % interval, over n documents."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
 def score_text(predict: Predict, windows: Iterable[ScoredWindows]) -> TextScores:
     """Score held-out windows.
 
@@ -98,28 +88,3 @@ def _nats_per_row(logits: Tensor, labels: Tensor) -> Tensor:
         reduction="none",
     )
     return losses.double().sum(1)
-
-
-def paired_bootstrap(a: TextScores, b: TextScores, *, seed: int, n: int = 10_000) -> Difference:
-    """Mean over documents of (a - b) in bits per byte, with the percentile bootstrap over documents.
-
-    Args:
-        a, b: scores of the same documents by two models; b is what a is held against.
-        seed: of the resampling.
-        n: resamples.
-
-    Raises:
-        DataError: not the same documents, or other bytes of them.
-    """
-    if not (np.array_equal(a.documents, b.documents) and np.array_equal(a.n_bytes, b.n_bytes)):
-        raise DataError("the two scores are not of the same documents", fix="score both models on the same windows")
-    differences = a.per_document - b.per_document
-    size = len(differences)
-    generator = np.random.default_rng(seed)
-    means = np.empty(n)
-    block = max(1, 4_000_000 // size)  # 32 MB of indices at a time
-    for start in range(0, n, block):
-        count = min(block, n - start)
-        means[start : start + count] = differences[generator.integers(0, size, (count, size))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float(differences.mean()), float(low), float(high), size)

@@ -1,4 +1,4 @@
-"""Bits per byte by document, and the paired bootstrap between two models."""
+"""Bits per byte by document."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from training_stand_ins import Batch
 
 from groundthink.errors import DataError
-from groundthink.training import TextScores, paired_bootstrap, score_text
+from groundthink.training import TextScores, score_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +30,6 @@ def windows(rows: list[tuple[int, list[int], int]], length: int) -> Windows:
         tokens[i, : len(ids)] = torch.tensor(ids)
         labels[i, 1 : len(ids)] = torch.tensor(ids[1:])
     return Windows(Batch(tokens, labels), torch.tensor([r[0] for r in rows]), torch.tensor([r[2] for r in rows]))
-
-
-def scores(values: NDArray[np.float64] | list[float]) -> TextScores:
-    """Documents of 1,000 bytes with these bits per byte."""
-    bits = np.asarray(values, dtype=np.float64)
-    size = np.full(len(bits), 1000)
-    return TextScores(np.arange(len(bits)), bits * 1000 * math.log(2), size)
 
 
 def test_a_uniform_guess_costs_log2_of_the_vocabulary() -> None:
@@ -83,47 +75,3 @@ def test_nothing_to_score() -> None:
     for given in ([], [windows([(0, [1], 0)], 3)]):
         with pytest.raises(DataError, match="no held-out document"):
             score_text(lambda tokens: torch.zeros(*tokens.shape, 4), given)
-
-
-def test_a_model_against_itself_is_exactly_zero() -> None:
-    a = scores(np.random.default_rng(0).normal(2, 0.5, 40))
-    found = paired_bootstrap(a, a, seed=0)
-    assert (found.mean, found.low, found.high, found.n) == (0.0, 0.0, 0.0, 40)
-
-
-def test_pairing_sees_a_small_difference_between_very_different_documents() -> None:
-    generator = np.random.default_rng(1)
-    base = generator.normal(2, 0.5, 60)
-    found = paired_bootstrap(scores(base + 0.02 + generator.normal(0, 0.01, 60)), scores(base), seed=0)
-    assert 0.01 < found.low < 0.02 < found.high < 0.03
-    again = paired_bootstrap(scores(base + 0.02), scores(base), seed=0)
-    assert again.low == pytest.approx(0.02)
-    swapped = paired_bootstrap(scores(base), scores(base + 0.02), seed=0)
-    assert swapped.mean == pytest.approx(-again.mean)
-
-
-def test_the_interval_is_the_normal_one_and_covers() -> None:
-    """Mean +- 1.96 standard errors; over 200 worlds it covers the truth about 95 times in 100."""
-    generator, hits = np.random.default_rng(2), 0
-    for seed in range(200):
-        drawn = generator.normal(0.1, 1.0, 100)
-        found = paired_bootstrap(scores(drawn), scores(np.zeros(100)), seed=seed, n=500)
-        hits += found.low <= 0.1 <= found.high
-    assert 0.89 <= hits / 200 <= 0.99  # 0.95 +- 4 binomial standard errors of 0.015, rounded
-    exact = paired_bootstrap(scores(drawn), scores(np.zeros(100)), seed=0, n=20_000)
-    half = 1.96 * drawn.std() / 10
-    assert exact.high - exact.low == pytest.approx(2 * half, rel=0.05)  # Monte Carlo error of the quantiles
-
-
-def test_the_seed_decides() -> None:
-    a, b = scores(np.random.default_rng(3).normal(2, 0.5, 30)), scores([2.0] * 30)
-    one, same, other = (paired_bootstrap(a, b, seed=s, n=300) for s in (0, 0, 1))
-    assert one == same
-    assert one.low != other.low
-
-
-def test_scores_of_other_documents_are_refused() -> None:
-    a = scores([1.0, 2.0])
-    for b in (scores([1.0, 2.0, 3.0]), dataclasses.replace(a, n_bytes=np.array([1000, 999]))):
-        with pytest.raises(DataError, match="not of the same documents"):
-            paired_bootstrap(a, b, seed=0)
