@@ -67,4 +67,4 @@ def show(certificate: Certificate) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     console.print(table)
-    console.print(f"{certificate.verdict}: {certificate.sentence}", markup=False, highlight=False)
+    console.print(certificate.sentence, markup=False, highlight=False)

@@ -58,7 +58,7 @@ def run(flags: Flags) -> int:
         stage("writing the report")
         page = report.build(folder)
     show(folder)
-    print(f"{found.verdict}: {found.sentence}\n\nreport: {page}\n{time.monotonic() - started:.0f} s in all")
+    print(f"{found.sentence}\n\nreport: {page}\n{time.monotonic() - started:.0f} s in all")
     return EXIT_CODES[found.verdict]
 
 

@@ -99,17 +99,18 @@ def ask(
         TaskError: hardly any episode is accepted.
     """
     found: list[Episode] = []
-    for index in range(0, _DRAWS * n, n):
+    block = max(n, 64)  # so that "hardly any" is told from bad luck when few are wanted
+    for index in range(0, _DRAWS * block, block):
         found += [
             episode
-            for episode in task.episodes(seed, split, n, start=index)
+            for episode in task.episodes(seed, split, block, start=index)
             if accept is None or accept(_only_query(episode))
         ]
         if len(found) >= n:
             return Questions.of(found[:n], dataclasses.asdict(task.chance()))
-        if index >= 20 * n and not found:
+        if index >= 20 * block and not found:
             break
-    raise TaskError(f"hardly any of {index + n} episodes is what is asked for", where=f"task {task.name}")
+    raise TaskError(f"hardly any of {index + block} episodes is what is asked for", where=f"task {task.name}")
 
 
 def ask_near(task: KvRecall, *, window: int, n: int, seed: int) -> Questions:

@@ -49,7 +49,7 @@ def certificate(run: Run) -> str:
         return html.missing("Certificate", "records/certificate.json", "is missing")
     rows = [
         [
-            html.escape(r.name),
+            html.probe(r.name),
             html.escape(html.show(r.value)),
             html.escape(html.interval(r.low, r.high)),
             html.escape(html.show(r.n)),

@@ -17,6 +17,11 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
+def probe(name: str) -> str:
+    """A probe's name that may wrap at its slashes, and only there."""
+    return escape(name).replace("/", "/<wbr>")
+
+
 def show(value: Any) -> str:
     """A number as a reader wants it; a dash for what was not measured. Plain text, not yet escaped."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):

@@ -293,7 +293,7 @@ def test_certify_says_its_verdict_and_leaves_with_its_code(
         seen.update(model=model, task=(vocabulary, n_pairs), twins=twins, n=n, seed=seed)
         return certificate(verdict)
 
-    stand_in(monkeypatch, "model", load_model=lambda folder: f"model of {folder.name}")
+    stand_in(monkeypatch, "training", load=lambda folder: f"model of {folder.name}")
     stand_in(monkeypatch, "probes", certify=certify)
     monkeypatch.setattr(verb, "find_recipe", lambda folder: None)
     monkeypatch.setattr(

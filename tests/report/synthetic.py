@@ -28,7 +28,7 @@ def certificate(verdict: str = "CERTIFIED") -> Certificate:
     rows.append(ProbeResult("keep@2R", 0.21, "fail", "The old answer stays too often.", 0.17, 0.25, 400, 1 / 64))
     return Certificate(
         verdict,
-        "The answer came from the memory: recall at 8R is 0.978 and follows a transplanted memory.",
+        f"{verdict}. The answer came from the memory: recall at 8R is 0.978 and follows a transplanted memory.",
         HORIZON,
         tuple(rows),
         0,
