@@ -26,6 +26,10 @@ def parse(kind: type[T], words: Sequence[str], program: str) -> T | None:
     """
     import tyro
 
+    names = [word.split("=")[0] for word in words if word.startswith("--")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:  # argparse would silently take the last
+        raise ConfigError(f"{twice} is given twice.", where=program, fix=f"give all its values after one {twice}")
     settings = (
         tyro.conf.PositionalRequiredArgs,
         tyro.conf.PositionalMetavarFromFieldName,

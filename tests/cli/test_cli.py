@@ -93,6 +93,7 @@ def test_every_verb_is_frozen_flags_with_docstrings_and_a_run(verb: str) -> None
         (["report", "nowhere\nat\nall"], ["nowhere at all", "is not a folder"]),
         (["evaluate", "x", "--split", "train"], ["--split", "train", "valid", "test"]),
         (["certify", "nowhere"], ["nowhere", "neither a run", "Fix:"]),
+        (["train", "demo", "--set", "seed=1", "--set", "seed=2"], ["--set is given twice", "after one --set"]),
         (["evaluate", "nowhere"], ["nowhere", "neither a run"]),
         (["resume", "nowhere"], ["nowhere", "there is no run"]),
         (["generate", "nowhere", "--tokens", "0"], ["tokens 0", "at least 1"]),
