@@ -11,7 +11,7 @@ import groundthink
 
 NAMES = [
     *("DeltaMemory", "write", "write_and_read"),
-    *("HybridForCausalLM", "ModelConfig", "Snapshot", "load_model", "no_read_twin", "save_model", "window_only_twin"),
+    *("HybridForCausalLM", "ModelConfig", "Snapshot", "TWINS", "load_model", "save_model"),
     *("load", "load_recipe", "resume", "train"),
     "certify",
 ]

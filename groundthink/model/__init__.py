@@ -1,12 +1,13 @@
 """Whole language models: config, model, snapshots, files."""
 
-from groundthink.model.config import ModelConfig, no_read_twin, parameter_count, window_only_twin
+from groundthink.model.config import TWINS, ModelConfig, parameter_count
 from groundthink.model.files import load_model, save_model
 from groundthink.model.hf import GroundThinkConfig, SnapshotCache
 from groundthink.model.hybrid import HybridForCausalLM, count_parameters
 from groundthink.model.snapshot import Snapshot
 
 __all__ = [
+    "TWINS",
     "GroundThinkConfig",
     "HybridForCausalLM",
     "ModelConfig",
@@ -14,8 +15,6 @@ __all__ = [
     "SnapshotCache",
     "count_parameters",
     "load_model",
-    "no_read_twin",
     "parameter_count",
     "save_model",
-    "window_only_twin",
 ]

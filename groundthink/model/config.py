@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from types import MappingProxyType
 
 from groundthink.layers import MIXERS, LayerConfig
 
@@ -89,7 +90,12 @@ def no_read_twin(config: ModelConfig) -> ModelConfig:
 
     What the reads' projections took in parameters goes to SwiGLU, so the sizes differ by well under 2 %.
     """
-    return _match_size(config, dataclasses.replace(config, pattern=config.layers.replace("S", "A")))
+    return _twin(config, config.layers.replace("S", "A"))
+
+
+def g_only_twin(config: ModelConfig) -> ModelConfig:
+    """G everywhere: memory without windows."""
+    return _twin(config, "G" * len(config.layers))
 
 
 def window_only_twin(config: ModelConfig) -> ModelConfig:
@@ -99,13 +105,24 @@ def window_only_twin(config: ModelConfig) -> ModelConfig:
     """
     layers = "A" * len(config.layers)
     window = config.window_size if math.isinf(config.horizon) else int(config.horizon) // len(layers) + 1
-    return _match_size(config, dataclasses.replace(config, pattern=layers, window_size=window))
+    return _twin(dataclasses.replace(config, window_size=window), layers, of=config)
 
 
-def _match_size(config: ModelConfig, twin: ModelConfig) -> ModelConfig:
-    """Give the twin the hidden size of SwiGLU that brings its parameters closest to the original's."""
-    per_unit = 3 * config.d_model * len(config.layers)
-    missing = parameter_count(config) - parameter_count(twin)
+def full_twin(config: ModelConfig) -> ModelConfig:
+    """F everywhere: full attention, the baseline whose state grows with the text."""
+    return _twin(config, "F" * len(config.layers))
+
+
+TWINS = MappingProxyType(
+    {"no-read": no_read_twin, "G-only": g_only_twin, "window-only": window_only_twin, "full": full_twin}
+)
+
+
+def _twin(config: ModelConfig, layers: str, *, of: ModelConfig | None = None) -> ModelConfig:
+    """Another pattern with the hidden size of SwiGLU that brings its parameters closest to the original's."""
+    twin = dataclasses.replace(config, pattern=layers)
+    per_unit = 3 * config.d_model * len(layers)
+    missing = parameter_count(config if of is None else of) - parameter_count(twin)
     return dataclasses.replace(twin, d_ff=max(1, twin.ff_dim + round(missing / per_unit)))
 
 

@@ -17,7 +17,7 @@ import torch
 
 from groundthink.data import TextSource
 from groundthink.errors import ConfigError
-from groundthink.model import HybridForCausalLM, ModelConfig, count_parameters, no_read_twin, window_only_twin
+from groundthink.model import TWINS, HybridForCausalLM, ModelConfig, count_parameters
 from groundthink.probes import (
     certify,
     cut_own_reads,
@@ -53,8 +53,8 @@ def plan(seed: int = 0, overrides: Sequence[str] = ()) -> dict[str, TrainConfig]
     sizes = Recipe(config).model_config
     return {
         ".": config,
-        f"twins/{NO_READ}": _twin(config, no_read_twin(sizes), share=1),
-        f"twins/{WINDOW_ONLY}": _twin(config, window_only_twin(sizes), share=8),
+        f"twins/{NO_READ}": _twin(config, TWINS[NO_READ](sizes), share=1),
+        f"twins/{WINDOW_ONLY}": _twin(config, TWINS[WINDOW_ONLY](sizes), share=8),
     }
 
 

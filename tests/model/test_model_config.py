@@ -10,12 +10,11 @@ import pytest
 
 from groundthink.errors import ConfigError
 from groundthink.model import (
+    TWINS,
     HybridForCausalLM,
     ModelConfig,
     count_parameters,
-    no_read_twin,
     parameter_count,
-    window_only_twin,
 )
 from groundthink.model.config import expand_pattern
 
@@ -108,10 +107,16 @@ def test_twins_are_as_large_and_reach_as_far(pattern: str, read_sources: str) ->
         read_sources=read_sources,  # type: ignore[arg-type]
     )
     size = parameter_count(config)
-    for twin in (no_read_twin(config), window_only_twin(config)):
+    twins = {name: build(config) for name, build in TWINS.items()}
+    assert {name: set(twin.layers) for name, twin in twins.items()} == {
+        "no-read": {"G", "A"},
+        "G-only": {"G"},
+        "window-only": {"A"},
+        "full": {"F"},
+    }
+    for twin in twins.values():
         assert abs(parameter_count(twin) - size) <= 0.02 * size
         assert len(twin.layers) == len(config.layers)
-        assert twin.horizon >= config.horizon
-        assert "S" not in twin.layers
-    assert no_read_twin(config).layers.count("G") == config.layers.count("G")
-    assert set(window_only_twin(config).layers) == {"A"}
+    assert twins["no-read"].horizon == config.horizon
+    assert twins["no-read"].layers.count("G") == config.layers.count("G")
+    assert config.horizon - len(config.layers) < twins["window-only"].horizon <= config.horizon
