@@ -1,0 +1,244 @@
+"""Triton kernels for the gradients of the gated delta memory. Only the states' gradient is carried through time.
+
+With the notation of `_triton_forward`, R = scale * tril((Q K^T) * G) and dS1, dS0 the gradients of a chunk's last and
+first state:
+    dE = beta * (out * (K dS1) + R^T dO) + (later reads),  dV = inverse^T dE,
+    dS0 = through dS1 + (scale read_in Q)^T dO - (erase_in K)^T dV + (later reads).
+Everything else is parallel over chunks. Gradients of a token's key fall apart into its part as a row (it is read and
+erases) and as a column Z (it was written): dbeta_j = k_j . Z_j, and the gradients of gamma and eta are row products
+of keys and queries with their own gradients, so no product is formed for gates alone.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from groundthink.ops._triton_forward import _decay
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def scan_backward_kernel(
+    k, q, inverse, gamma, gates, docs, d_out, d_errors, d_states, d_final, d_values, d_ends, d_initial,
+    T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, HAS_D_ERRORS: tl.constexpr,
+    HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, HAS_DOCS: tl.constexpr, IP: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Carry BV columns of the states' gradient back through all chunks; writes d_values and each chunk's dS1."""
+    pid = tl.program_id(0).to(tl.int64)
+    iv = pid % (V // BV)
+    bh = pid // (V // BV)
+    b, h = bh // HV, bh % HV
+    i = tl.arange(0, 64)
+    ck = tl.arange(0, K)
+    cv = iv * BV + tl.arange(0, BV)
+    dt = k.dtype.element_ty
+    d_state = tl.zeros([BV, K], tl.float32)
+    corner = bh * K * V + ck[None, :] * V + cv[:, None]
+    if HAS_D_FINAL:
+        d_state += tl.load(d_final + corner)
+    k_rows = k + b * skb + (h // (HV // H)) * skh + ck[None, :]
+    q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + ck[None, :]
+    columns = b * T * HV * V + h * V + cv[:, None]
+    for step in tl.range(0, N, num_stages=STAGES):
+        n = N - 1 - step
+        t = n * 64 + i
+        tile = bh * N + n
+        place = ((b * N + n) * HV + h) * K * V + ck[None, :] * V + cv[:, None]
+        key = tl.load(k_rows + t[:, None] * skt, mask=t[:, None] < T, other=0.0)
+        inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])
+        erase_in = tl.load(gates + tile * 256 + 64 + i)
+        kept = tl.load(gates + tile * 256 + 128 + i)
+        beta = tl.load(gates + tile * 256 + 192 + i)
+        through = tl.load(gates + tile * 256 + 63)
+        end = d_state.to(dt)
+        tl.store(d_ends + place, end)
+        d_error = tl.dot(end, tl.trans(key), input_precision=IP) * kept[None, :]
+        d_state = d_state * through
+        if READ:
+            query = tl.load(q_rows + t[:, None] * sqt, mask=t[:, None] < T, other=0.0)
+            answer = tl.load(d_out + columns + t[None, :] * HV * V, mask=t[None, :] < T, other=0.0)
+            read_in = tl.load(gates + tile * 256 + i)
+            y = tl.load(gamma + tile * 64 + i)
+            doc = i
+            if HAS_DOCS:
+                doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
+            scores = tl.dot(query, tl.trans(key), input_precision=IP)
+            scores = scores * _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * scale
+            d_error = tl.dot(answer, scores.to(dt), d_error, input_precision=IP)
+            d_state = tl.dot(
+                (answer.to(tl.float32) * (read_in * scale)[None, :]).to(dt), query, d_state, input_precision=IP
+            )
+        d_error = d_error * beta[None, :]
+        if HAS_D_ERRORS:
+            d_error += tl.load(d_errors + columns + t[None, :] * HV * V, mask=t[None, :] < T, other=0.0)
+        d_value = tl.dot(d_error.to(dt), inv, input_precision=IP)
+        tl.store(d_values + columns + t[None, :] * HV * V, d_value.to(dt), mask=t[None, :] < T)
+        d_state = tl.dot((-d_value * erase_in[None, :]).to(dt), key, d_state, input_precision=IP)
+        if HAS_D_STATES:
+            d_state += tl.load(d_states + place)
+    tl.store(d_initial + corner, d_state)
+
+
+@triton.jit
+def _store_d_log_decay(d_log_decay, at, inside, d_gamma, d_eta, everywhere, RAW: tl.constexpr):
+    """Gradient of the steps from that of their running sums; the raw error's eta_i stops one step before gamma_i."""
+    d_steps = tl.cumsum(d_gamma + d_eta, 0, reverse=True) + everywhere
+    if RAW:
+        d_steps -= d_eta
+    tl.store(d_log_decay + at, d_steps, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def gradients_kernel(
+    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, dq, dk, d_beta, d_log_decay,
+    T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
+    HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys, queries and gates of one chunk of one value head; dq, dk [B,T,HV,K] are not yet folded."""
+    pid = tl.program_id(0).to(tl.int64)
+    h = pid % HV
+    bn = pid // HV
+    b, n = bn // N, bn % N
+    i = tl.arange(0, 64)
+    ck = tl.arange(0, K)
+    t = n * 64 + i
+    inside = t[:, None] < T
+    tile = (b * HV + h) * N + n
+    dt = k.dtype.element_ty
+    rows = b * T * HV * V + t[:, None] * HV * V + h * V
+    corner = (bn * HV + h) * K * V + ck[:, None] * V
+    dm = tl.zeros([64, 64], tl.float32)
+    dm_t = tl.zeros([64, 64], tl.float32)
+    dr = tl.zeros([64, 64], tl.float32)
+    dr_t = tl.zeros([64, 64], tl.float32)
+    from_read = tl.zeros([64, K], tl.float32)
+    from_erase = tl.zeros([64, K], tl.float32)
+    z = tl.zeros([64, K], tl.float32)
+    carried = tl.zeros([K, BV], tl.float32)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
+        d_value = tl.load(d_values + rows + cv[None, :], mask=inside, other=0.0)
+        start = tl.load(states + corner + cv[None, :])
+        end = tl.load(d_ends + corner + cv[None, :])
+        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
+        dm_t = tl.dot(error, tl.trans(d_value), dm_t, input_precision=IP)
+        from_erase = tl.dot(d_value, tl.trans(start), from_erase, input_precision=IP)
+        z = tl.dot(error, tl.trans(end), z, input_precision=IP)
+        carried += start.to(tl.float32) * end.to(tl.float32)
+        if READ:
+            answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
+            dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
+            dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
+            from_read = tl.dot(answer, tl.trans(start), from_read, input_precision=IP)
+
+    y = tl.load(gamma + tile * 64 + i)
+    erase_in = tl.load(gates + tile * 256 + 64 + i)
+    kept = tl.load(gates + tile * 256 + 128 + i)
+    beta = tl.load(gates + tile * 256 + 192 + i)
+    through = tl.load(gates + tile * 256 + 63)
+    doc = i
+    if HAS_DOCS:
+        doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
+    eta = y
+    if RAW:
+        eta = tl.load(gamma + tile * 64 + i - 1, mask=i > 0, other=0.0)
+    key = tl.load(k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :], mask=inside, other=0.0)
+    key32 = key.to(tl.float32)
+    z *= kept[:, None]
+    everywhere = tl.sum(tl.sum(key32 * z, 1) * beta, 0) + through * tl.sum(tl.sum(carried, 1), 0)
+    d_gamma = tl.zeros([64], tl.float32)
+    place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
+    if READ:
+        query = tl.load(q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :], mask=inside, other=0.0)
+        read_in = tl.load(gates + tile * 256 + i)
+        fade = _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * (beta * scale)[None, :]
+        d_query = tl.dot((dr * fade).to(dt), key, from_read * (read_in * scale)[:, None], input_precision=IP)
+        tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
+        d_gamma += tl.sum(query.to(tl.float32) * d_query, 1)
+        # transposed: rows are the writers j, columns the readers i
+        keep = i[:, None] <= i[None, :]
+        if HAS_DOCS:
+            keep = keep & (doc[:, None] == doc[None, :])
+        fade = tl.where(keep, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
+        z = tl.dot((dr_t * fade * scale).to(dt), query, z, input_precision=IP)
+    fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * beta[None, :]
+    d_key = tl.dot((-dm * fade).to(dt), key, -from_erase * erase_in[:, None], input_precision=IP)
+    keep = i[:, None] < i[None, :]
+    if HAS_DOCS:
+        keep = keep & (doc[:, None] == doc[None, :])
+    fade = tl.where(keep, tl.exp(tl.minimum((eta[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
+    z = tl.dot((-dm_t * fade).to(dt), key, z, input_precision=IP)
+    db = tl.sum(key32 * z, 1)
+    d_eta = tl.sum(key32 * d_key, 1)
+    d_gamma -= beta * db
+    tl.store(dk + place, (d_key + beta[:, None] * z).to(dk.dtype.element_ty), mask=inside)
+    at = b * T * HV + t * HV + h
+    tl.store(d_beta + at, db, mask=t < T)
+    _store_d_log_decay(d_log_decay, at, t < T, d_gamma, d_eta, everywhere, RAW)
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def read_backward_kernel(
+    d_out, q, k, errors, states, gamma, gates, docs, dq, dk, d_errors, d_states, d_beta, d_log_decay,
+    T, N, sqb, sqt, sqh, skb, skt, skh, H, HQ, HV, scale,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, HAS_DOCS: tl.constexpr, IP: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a read of a kept memory, one chunk of one value head; dq, dk [B,T,HV,K] are not yet folded."""
+    pid = tl.program_id(0).to(tl.int64)
+    h = pid % HV
+    bn = pid // HV
+    b, n = bn // N, bn % N
+    i = tl.arange(0, 64)
+    ck = tl.arange(0, K)
+    t = n * 64 + i
+    inside = t[:, None] < T
+    tile = (b * HV + h) * N + n
+    dt = k.dtype.element_ty
+    rows = b * T * HV * V + t[:, None] * HV * V + h * V
+    corner = (bn * HV + h) * K * V + ck[:, None] * V
+    y = tl.load(gamma + tile * 64 + i)
+    read_in = tl.load(gates + tile * 256 + i)
+    beta = tl.load(gates + tile * 256 + 192 + i)
+    doc = i
+    if HAS_DOCS:
+        doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
+    query = tl.load(q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :], mask=inside, other=0.0)
+    key = tl.load(k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :], mask=inside, other=0.0)
+    # transposed: rows are the writers j, columns the readers i
+    keep = i[:, None] <= i[None, :]
+    if HAS_DOCS:
+        keep = keep & (doc[:, None] == doc[None, :])
+    fade_t = tl.where(keep, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0) * scale
+    scores_t = (tl.dot(key, tl.trans(query), input_precision=IP) * fade_t * beta[:, None]).to(dt)
+    dr = tl.zeros([64, 64], tl.float32)
+    dr_t = tl.zeros([64, 64], tl.float32)
+    from_read = tl.zeros([64, K], tl.float32)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
+        error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
+        start = tl.load(states + corner + cv[None, :])
+        dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
+        dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
+        from_read = tl.dot(answer, tl.trans(start), from_read, input_precision=IP)
+        d_error = tl.dot(scores_t, answer, input_precision=IP)
+        tl.store(d_errors + rows + cv[None, :], d_error.to(dt), mask=inside)
+        faded = (answer.to(tl.float32) * (read_in * scale)[:, None]).to(dt)
+        d_state = tl.dot(tl.trans(query), faded, input_precision=IP)
+        tl.store(d_states + corner + cv[None, :], d_state.to(dt))
+    place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
+    fade = _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * (beta * scale)[None, :]
+    d_query = tl.dot((dr * fade).to(dt), key, from_read * (read_in * scale)[:, None], input_precision=IP)
+    tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
+    z = tl.dot((dr_t * fade_t).to(dt), query, input_precision=IP)
+    tl.store(dk + place, (beta[:, None] * z).to(dk.dtype.element_ty), mask=inside)
+    db = tl.sum(key.to(tl.float32) * z, 1)
+    d_gamma = tl.sum(query.to(tl.float32) * d_query, 1) - beta * db
+    at = b * T * HV + t * HV + h
+    tl.store(d_beta + at, db, mask=t < T)
+    _store_d_log_decay(d_log_decay, at, t < T, d_gamma, tl.zeros([64], tl.float32), 0.0, False)

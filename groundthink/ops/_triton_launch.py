@@ -1,0 +1,227 @@
+"""Launching the Triton kernels: shapes, buffers and the fixed configuration of each kernel. No autograd here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from groundthink.ops import _triton_backward as backward
+from groundthink.ops import _triton_forward as forward
+
+CHUNK = 64
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How one kernel is compiled for one (K, V, dtype): never by length, so no length ever compiles anything."""
+
+    block: int
+    warps: int
+    stages: int
+
+
+def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Config:
+    """The fixed configuration of a kernel, measured on an H200 where the size is one of the benchmark's."""
+    if dtype == torch.float32:
+        return Config(min(value_dim, 32), 4, 1)
+    wide = key_dim > 128
+    match kernel:
+        case "prepare":
+            return Config(16, 1, 1)
+        case "scan":
+            return Config(min(value_dim, 32 if wide else 64), 4, 2)
+        case "scan_backward":
+            return Config(min(value_dim, 32 if wide else 64), 4, 2)
+        case "read":
+            return Config(min(value_dim, 64 if wide else 128), 4, 1)
+        case _:
+            return Config(min(value_dim, 32 if wide else 64), 8 if key_dim > 64 else 4, 1)
+
+
+def n_chunks(length: int) -> int:
+    """Chunks of 64 tokens that hold `length` tokens."""
+    return -(-length // CHUNK)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    # three tf32 products hold about 21 bits; bf16 operands ignore this
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """Kernels take any strides but the last."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def prepare(
+    keys: Tensor, log_decay: Tensor, beta: Tensor, documents: Tensor | None, *, raw: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per chunk: inverse [B,HV,N,64,64] in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,4,64] float32."""
+    batch, length, heads = log_decay.shape
+    n, key_dim = n_chunks(length), keys.shape[-1]
+    # running sums reach -20 * 64: float32 inputs are promised more digits of their differences than float32 holds
+    wide = keys.dtype == torch.float32
+    inverse = keys.new_empty(batch, heads, n, CHUNK, CHUNK)
+    gamma = log_decay.new_empty(batch, heads, n, CHUNK, dtype=torch.float64 if wide else torch.float32)
+    gates = log_decay.new_empty(batch, heads, n, 4, CHUNK)
+    c = config("prepare", key_dim, 0, torch.bfloat16)
+    forward.prepare_kernel[(batch * n * heads,)](
+        keys, log_decay, beta, documents, inverse, gamma, gates,
+        length, n, *_strides(keys), keys.shape[2], heads,
+        K=key_dim, RAW=raw, HAS_DOCS=documents is not None, WIDE=wide, IP=_precision(keys.dtype), MP="tf32x3",
+        num_warps=4 if wide else c.warps, num_stages=c.stages,
+    )  # fmt: skip
+    return inverse, gamma, gates
+
+
+def scan(
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None,
+    inverse: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    initial_state: Tensor | None,
+    documents: Tensor | None,
+    *,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out [B,T,HV,V] or [0], errors [B,T,HV,V] or [0], states [B,N,HV,K,V] or [0], final [B,HV,K,V] float32)."""
+    batch, length, heads, value_dim = values.shape
+    key_dim, n = keys.shape[-1], n_chunks(length)
+    asked = keys if queries is None else queries
+    out = values.new_empty(values.shape if queries is not None else (0,))
+    errors = values.new_empty(values.shape if keep else (0,))
+    states = values.new_empty((batch, n, heads, key_dim, value_dim) if keep else (0,))
+    final = gates.new_empty(batch, heads, key_dim, value_dim)
+    c = config("scan", key_dim, value_dim, keys.dtype)
+    forward.scan_kernel[(batch * heads * (value_dim // c.block),)](
+        keys, values, asked, inverse, gamma, gates, documents, initial_state, out, errors, states, final,
+        length, n, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale,
+        K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
+        HAS_INITIAL=initial_state is not None, HAS_DOCS=documents is not None, IP=_precision(keys.dtype),
+        STAGES=c.stages, num_warps=c.warps,
+    )  # fmt: skip
+    return out, errors, states, final
+
+
+def read(
+    queries: Tensor,
+    keys: Tensor,
+    errors: Tensor,
+    states: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    documents: Tensor | None,
+    *,
+    scale: float,
+) -> Tensor:
+    """[B,T,HV,V] in the errors' dtype."""
+    batch, length, heads, value_dim = errors.shape
+    key_dim, n = keys.shape[-1], n_chunks(length)
+    out = torch.empty_like(errors)
+    c = config("read", key_dim, value_dim, keys.dtype)
+    forward.read_kernel[(batch * n * heads * (value_dim // c.block),)](
+        queries, keys, errors, states, gamma, gates, documents, out,
+        length, n, *_strides(queries), *_strides(keys), keys.shape[2], queries.shape[2], heads, scale,
+        K=key_dim, V=value_dim, BV=c.block, HAS_DOCS=documents is not None, IP=_precision(keys.dtype),
+        num_warps=c.warps,
+    )  # fmt: skip
+    return out
+
+
+def _fold(x: Tensor, like: Tensor) -> Tensor:
+    """Sum [B,T,HV,K] over the value heads that share a key head."""
+    if x.shape[2] == like.shape[2]:
+        return x
+    return x.view(*like.shape[:3], -1, like.shape[3]).sum(3).to(like.dtype)
+
+
+def _unfolded(like: Tensor, heads: int) -> Tensor:
+    """Room for the gradient of `like` at every value head: float32 where heads are still to be summed."""
+    dtype = like.dtype if like.shape[2] == heads else torch.float32
+    return like.new_empty(*like.shape[:2], heads, like.shape[3], dtype=dtype)
+
+
+def write_backward(
+    d_out: Tensor | None,
+    d_errors: Tensor | None,
+    d_states: Tensor | None,
+    d_final: Tensor | None,
+    keys: Tensor,
+    queries: Tensor | None,
+    errors: Tensor,
+    states: Tensor,
+    inverse: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    documents: Tensor | None,
+    *,
+    raw: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """Gradients of keys, values, queries (None if there were none), log_decay, beta and the initial state."""
+    batch, length, heads, value_dim = errors.shape
+    key_dim, n = keys.shape[-1], n_chunks(length)
+    has_read = queries is not None and d_out is not None
+    asked = queries if queries is not None and has_read else keys
+    dv, d_ends = torch.empty_like(errors), torch.empty_like(states)
+    d_initial = gates.new_empty(batch, heads, key_dim, value_dim)
+    shared = dict(
+        K=key_dim, V=value_dim, READ=has_read, HAS_DOCS=documents is not None, IP=_precision(keys.dtype)
+    )
+    sizes = (length, n, *_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale)
+    c = config("scan_backward", key_dim, value_dim, keys.dtype)
+    backward.scan_backward_kernel[(batch * heads * (value_dim // c.block),)](
+        keys, asked, inverse, gamma, gates, documents, d_out, d_errors, d_states, d_final, dv, d_ends, d_initial,
+        *sizes, BV=c.block, HAS_D_ERRORS=d_errors is not None, HAS_D_STATES=d_states is not None,
+        HAS_D_FINAL=d_final is not None, STAGES=c.stages, num_warps=c.warps, **shared,
+    )  # fmt: skip
+    dk = _unfolded(keys, heads)
+    dq = _unfolded(asked, heads) if has_read else dk
+    dg = gates.new_empty(batch, length, heads)
+    db = torch.empty_like(dg)
+    c = config("gradients", key_dim, value_dim, keys.dtype)
+    backward.gradients_kernel[(batch * n * heads,)](
+        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, dq, dk, db, dg,
+        *sizes, BV=c.block, RAW=raw, STAGES=c.stages, num_warps=c.warps, **shared,
+    )  # fmt: skip
+    dq_folded = _fold(dq, asked) if has_read else None
+    return _fold(dk, keys), dv, dq_folded, dg, db, d_initial
+
+
+def read_backward(
+    d_out: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    errors: Tensor,
+    states: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    documents: Tensor | None,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, errors, states, log_decay and beta."""
+    batch, length, heads, value_dim = errors.shape
+    key_dim, n = keys.shape[-1], n_chunks(length)
+    dq, dk = _unfolded(queries, heads), _unfolded(keys, heads)
+    de, ds = torch.empty_like(errors), torch.empty_like(states)
+    dg = gates.new_empty(batch, length, heads)
+    db = torch.empty_like(dg)
+    c = config("read_backward", key_dim, value_dim, keys.dtype)
+    backward.read_backward_kernel[(batch * n * heads,)](
+        d_out, queries, keys, errors, states, gamma, gates, documents, dq, dk, de, ds, db, dg,
+        length, n, *_strides(queries), *_strides(keys), keys.shape[2], queries.shape[2], heads, scale,
+        K=key_dim, V=value_dim, BV=c.block, HAS_DOCS=documents is not None, IP=_precision(keys.dtype),
+        STAGES=c.stages, num_warps=c.warps,
+    )  # fmt: skip
+    return _fold(dq, queries), _fold(dk, keys), de, ds, dg, db

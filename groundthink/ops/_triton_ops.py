@@ -1,0 +1,325 @@
+"""The Triton backend as PyTorch operators: write (with or without its own read) and read, explicit tensors throughout.
+
+A write keeps the chunk-start states and the errors E (pseudo-values are beta * E) for later reads and for its own
+backward; with `keep=False` its backward computes them again. Reads give back gradients of errors and states, and the
+write's backward adds them to its scan.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundthink.ops import _triton_launch as launch
+from groundthink.ops import _triton_step as step
+from groundthink.ops._shapes import expand_heads
+
+WriteOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("groundthink::triton_write", mutates_args=())
+def triton_write(
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None,
+    log_decay: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    documents: Tensor | None,
+    raw: bool,
+    scale: float,
+    keep: bool,
+) -> WriteOutput:
+    """(out, final_state, errors, states, inverse, gamma, gates); out is empty without queries, and errors and states
+    are empty unless kept. Contiguous rows, one dtype (bf16 or float32), float32 gates and state, int32 documents."""
+    inverse, gamma, gates = launch.prepare(keys, log_decay, beta, documents, raw=raw)
+    out, errors, states, final = launch.scan(
+        keys, values, queries, inverse, gamma, gates, initial_state, documents, scale=scale, keep=keep
+    )
+    return out, final, errors, states, inverse, gamma, gates
+
+
+@triton_write.register_fake
+def _(
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None,
+    log_decay: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    documents: Tensor | None,
+    raw: bool,
+    scale: float,
+    keep: bool,
+) -> WriteOutput:
+    batch, length, heads, value_dim = values.shape
+    n, key_dim = launch.n_chunks(length), keys.shape[-1]
+    wide = torch.float64 if keys.dtype == torch.float32 else torch.float32
+    return (
+        values.new_empty(values.shape if queries is not None else (0,)),
+        log_decay.new_empty(batch, heads, key_dim, value_dim),
+        values.new_empty(values.shape if keep else (0,)),
+        values.new_empty((batch, n, heads, key_dim, value_dim) if keep else (0,)),
+        keys.new_empty(batch, heads, n, launch.CHUNK, launch.CHUNK),
+        log_decay.new_empty(batch, heads, n, launch.CHUNK, dtype=wide),
+        log_decay.new_empty(batch, heads, n, 4, launch.CHUNK),
+    )
+
+
+@torch.library.custom_op("groundthink::triton_write_backward", mutates_args=())
+def triton_write_backward(
+    d_out: Tensor | None,
+    d_final: Tensor | None,
+    d_errors: Tensor | None,
+    d_states: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None,
+    initial_state: Tensor | None,
+    documents: Tensor | None,
+    errors: Tensor,
+    states: Tensor,
+    inverse: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    raw: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of keys, values, queries (empty if nothing was read), log_decay, beta and the initial state."""
+    if errors.numel() == 0:
+        _, errors, states, _ = launch.scan(
+            keys, values, None, inverse, gamma, gates, initial_state, documents, scale=scale, keep=True
+        )
+    dk, dv, dq, dg, db, d_initial = launch.write_backward(
+        d_out, d_errors, d_states, d_final, keys, queries, errors, states, inverse, gamma, gates, documents,
+        raw=raw, scale=scale,
+    )  # fmt: skip
+    return dk, dv, keys.new_empty(0) if dq is None else dq, dg, db, d_initial
+
+
+@triton_write_backward.register_fake
+def _(
+    d_out: Tensor | None,
+    d_final: Tensor | None,
+    d_errors: Tensor | None,
+    d_states: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None,
+    initial_state: Tensor | None,
+    documents: Tensor | None,
+    errors: Tensor,
+    states: Tensor,
+    inverse: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    raw: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, length, heads, value_dim = values.shape
+    return (
+        keys.new_empty(keys.shape),
+        values.new_empty(values.shape),
+        keys.new_empty(0 if queries is None or d_out is None else queries.shape),
+        gates.new_empty(batch, length, heads),
+        gates.new_empty(batch, length, heads),
+        gates.new_empty(batch, heads, keys.shape[-1], value_dim),
+    )
+
+
+def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    keys, values, queries, _, _, initial_state, documents, ctx.raw, ctx.scale, _ = inputs
+    _, _, errors, states, inverse, gamma, gates = output
+    ctx.has_initial = initial_state is not None
+    ctx.set_materialize_grads(False)  # an output nobody read costs no zeros
+    ctx.save_for_backward(
+        keys, values, queries, initial_state, documents, errors, states, inverse, gamma, gates
+    )
+
+
+def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal):  # type: ignore[no-untyped-def]
+    del internal  # the inverse and the gates are kept for these functions alone
+    given = [None if d is None or d.numel() == 0 else d.contiguous() for d in (d_out, d_final, d_errors, d_states)]
+    dk, dv, dq, dg, db, d_initial = torch.ops.groundthink.triton_write_backward(
+        *given, *ctx.saved_tensors, ctx.raw, ctx.scale
+    )
+    dq = None if dq.numel() == 0 else dq
+    return dk, dv, dq, dg, db, d_initial if ctx.has_initial else None, None, None, None, None
+
+
+torch.library.register_autograd("groundthink::triton_write", _write_backward, setup_context=_write_context)
+
+
+@torch.library.custom_op("groundthink::triton_read", mutates_args=())
+def triton_read(
+    queries: Tensor,
+    keys: Tensor,
+    errors: Tensor,
+    states: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """[B,T,HV,V]. log_decay and beta receive gradients; gamma and gates hold the same numbers, ready for kernels."""
+    return launch.read(queries, keys, errors, states, gamma, gates, documents, scale=scale)
+
+
+@triton_read.register_fake
+def _(
+    queries: Tensor,
+    keys: Tensor,
+    errors: Tensor,
+    states: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> Tensor:
+    return errors.new_empty(errors.shape)
+
+
+@torch.library.custom_op("groundthink::triton_read_backward", mutates_args=())
+def triton_read_backward(
+    d_out: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    errors: Tensor,
+    states: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, errors, states, log_decay and beta."""
+    return launch.read_backward(d_out, queries, keys, errors, states, gamma, gates, documents, scale=scale)
+
+
+@triton_read_backward.register_fake
+def _(
+    d_out: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    errors: Tensor,
+    states: Tensor,
+    gamma: Tensor,
+    gates: Tensor,
+    documents: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, length, heads, _ = errors.shape
+    return (
+        queries.new_empty(queries.shape),
+        keys.new_empty(keys.shape),
+        errors.new_empty(errors.shape),
+        states.new_empty(states.shape),
+        gates.new_empty(batch, length, heads),
+        gates.new_empty(batch, length, heads),
+    )
+
+
+def _read_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    del output
+    queries, keys, errors, states, _, _, gamma, gates, documents, ctx.scale = inputs
+    ctx.save_for_backward(queries, keys, errors, states, gamma, gates, documents)
+
+
+def _read_backward(ctx, d_out):  # type: ignore[no-untyped-def]
+    dq, dk, de, ds, dg, db = torch.ops.groundthink.triton_read_backward(
+        d_out.contiguous(), *ctx.saved_tensors, ctx.scale
+    )
+    return dq, dk, de, ds, dg, db, None, None, None, None
+
+
+torch.library.register_autograd("groundthink::triton_read", _read_backward, setup_context=_read_context)
+
+
+def _kernel_dtype(keys: Tensor) -> torch.dtype:
+    """bf16 stays; every other dtype is computed in float32 (half precision's range does not hold a state)."""
+    return keys.dtype if keys.dtype == torch.bfloat16 else torch.float32
+
+
+def write_and_read(
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None,
+    *,
+    log_decay: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    documents: Tensor | None,
+    raw: bool,
+    scale: float,
+    keep: bool = True,
+) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor | None]:
+    """Write, and where queries are given read in the same kernel.
+
+    Args:
+        keys: [B,T,H,K], K one of `WIDTHS`; values: [B,T,HV,V], V one of `WIDTHS`; queries: [B,T,H or HV,K] or None.
+        log_decay, beta: [B,T,HV] float32.
+        initial_state: [B,HV,K,V] or None; documents: integer [B,T] or None.
+        raw: the error is taken before the decay.
+        scale: factor of what is read.
+        keep: errors and states are stored for later reads. Where gradients are on and keep is False they are computed
+            again by backward: less memory, about a forward pass more time.
+
+    Returns:
+        (parts for `read`, final state [B,HV,K,V] float32, [B,T,HV,V] in the values' dtype or None).
+    """
+    dtype = _kernel_dtype(keys)
+    k, v = (launch.rows_contiguous(x.to(dtype)) for x in (keys, values))
+    q = None if queries is None else launch.rows_contiguous(queries.to(dtype))
+    g, b = log_decay.float().contiguous(), beta.float().contiguous()
+    s = None if initial_state is None else initial_state.float().contiguous()
+    ids = None if documents is None else documents.to(torch.int32).contiguous()
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (k, v, q, g, b, s))
+    if keys.shape[1] == 1 and not differentiated:
+        state = g.new_zeros(*v.shape[:1], *v.shape[2:3], k.shape[3], v.shape[3]) if s is None else s
+        new = torch.empty_like(state)
+        out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
+        return (new,), new, None if out is None else out.to(values.dtype)
+    out, final, errors, states, _, gamma, gates = triton_write(k, v, q, g, b, s, ids, raw, scale, keep)
+    parts = (k, errors, states, g, b, gamma, gates, ids) if keep else ()
+    return parts, final, None if q is None else out.to(values.dtype)
+
+
+def write(
+    keys: Tensor,
+    values: Tensor,
+    *,
+    log_decay: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    documents: Tensor | None,
+    raw: bool,
+) -> tuple[tuple[Tensor | None, ...], Tensor]:
+    """`Backend.write`."""
+    parts, final, _ = write_and_read(
+        keys,
+        values,
+        None,
+        log_decay=log_decay,
+        beta=beta,
+        initial_state=initial_state,
+        documents=documents,
+        raw=raw,
+        scale=1.0,
+    )
+    return parts, final
+
+
+def read(parts: tuple[Tensor | None, ...], queries: Tensor, *, scale: float) -> Tensor:
+    """`Backend.read`: [B,T,HV,V]."""
+    if len(parts) == 1:  # a decode step's state
+        (state,) = parts
+        assert state is not None
+        q = expand_heads(queries, state.shape[1]).float()
+        return scale * torch.einsum("bhkv,bthk->bthv", state, q)
+    k, errors, states, g, b, gamma, gates, ids = parts
+    assert k is not None
+    q = launch.rows_contiguous(queries.to(k.dtype))
+    return triton_read(q, k, errors, states, g, b, gamma, gates, ids, scale)
