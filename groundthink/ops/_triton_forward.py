@@ -34,20 +34,36 @@ def _lower_block(ki, kj, eta, gamma, beta, di, dj, DIAGONAL: tl.constexpr, HAS_D
 
 
 @triton.jit
-def _invert_16(lower):
-    """(I + lower)^-1 of a strictly lower 16x16 block by elimination in float32."""
-    rows = tl.arange(0, 16)
-    x = (rows[:, None] == rows[None, :]).to(tl.float32)
-    for j in tl.static_range(15):
-        column = tl.sum(tl.where(rows[None, :] == j, lower, 0.0), 1)
-        row = tl.sum(tl.where(rows[:, None] == j, x, 0.0), 0)
-        x -= column[:, None] * row[None, :]
-    return x
+def _mm(a, b, MP: tl.constexpr):
+    """A float32 product of small blocks; "split" sums three bf16 products (16 bits) for results rounded to bf16."""
+    if MP == "split":
+        a1, b1 = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        a2, b2 = (a - a1.to(tl.float32)).to(tl.bfloat16), (b - b1.to(tl.float32)).to(tl.bfloat16)
+        return tl.dot(a1, b1, tl.dot(a1, b2, tl.dot(a2, b1)))
+    else:
+        return tl.dot(a, b, input_precision=MP)
 
 
 @triton.jit
-def _mm(a, b, MP: tl.constexpr):
-    return tl.dot(a, b, input_precision=MP)
+def _invert_16(lower, BASE: tl.constexpr, MP: tl.constexpr):
+    """(I + lower)^-1 of a strictly lower 16x16 block: elimination in diagonal blocks of BASE, then block doubling.
+
+    Doubling, X - X L X, stays accurate for identical keys, where powers of L would not.
+    """
+    rows = tl.arange(0, 16)
+    x = (rows[:, None] == rows[None, :]).to(tl.float32)
+    same = rows[:, None] // BASE == rows[None, :] // BASE
+    for j in tl.static_range(BASE - 1):
+        column = tl.sum(tl.where(same & (rows[None, :] % BASE == j), lower, 0.0), 1)
+        row = tl.sum(tl.where(same & (rows[:, None] % BASE == j), x, 0.0), 0)
+        x -= tl.where(same, column[:, None] * row[None, :], 0.0)
+    if BASE <= 4:
+        below = (rows[:, None] // 8 == rows[None, :] // 8) & (rows[:, None] // 4 != rows[None, :] // 4)
+        x -= _mm(x, _mm(tl.where(below, lower, 0.0), x, MP), MP)
+    if BASE <= 8:
+        below = rows[:, None] // 8 != rows[None, :] // 8
+        x -= _mm(x, _mm(tl.where(below, lower, 0.0), x, MP), MP)
+    return x
 
 
 @triton.jit
@@ -83,6 +99,7 @@ def prepare_kernel(
     k, log_decay, beta, docs, inverse, gamma, gates,
     T, N, skb, skt, skh, H, HV,
     K: tl.constexpr, RAW: tl.constexpr, HAS_DOCS: tl.constexpr, WIDE: tl.constexpr, IP: tl.constexpr, MP: tl.constexpr,
+    BASE: tl.constexpr,
 ):  # fmt: skip
     """Per chunk and value head: the inverse [64,64], gamma [64], and gates [4,64] (read_in, erase_in, out, beta)."""
     pid = tl.program_id(0).to(tl.int64)
@@ -120,10 +137,10 @@ def prepare_kernel(
     k1 = tl.load(rows + t1[:, None] * skt, mask=t1[:, None] < T, other=0.0)
     k2 = tl.load(rows + t2[:, None] * skt, mask=t2[:, None] < T, other=0.0)
     k3 = tl.load(rows + t3[:, None] * skt, mask=t3[:, None] < T, other=0.0)
-    x00 = _invert_16(_lower_block(k0, k0, e0, y0, b0, d0, d0, True, HAS_DOCS, IP))
-    x11 = _invert_16(_lower_block(k1, k1, e1, y1, b1, d1, d1, True, HAS_DOCS, IP))
-    x22 = _invert_16(_lower_block(k2, k2, e2, y2, b2, d2, d2, True, HAS_DOCS, IP))
-    x33 = _invert_16(_lower_block(k3, k3, e3, y3, b3, d3, d3, True, HAS_DOCS, IP))
+    x00 = _invert_16(_lower_block(k0, k0, e0, y0, b0, d0, d0, True, HAS_DOCS, IP), BASE, MP)
+    x11 = _invert_16(_lower_block(k1, k1, e1, y1, b1, d1, d1, True, HAS_DOCS, IP), BASE, MP)
+    x22 = _invert_16(_lower_block(k2, k2, e2, y2, b2, d2, d2, True, HAS_DOCS, IP), BASE, MP)
+    x33 = _invert_16(_lower_block(k3, k3, e3, y3, b3, d3, d3, True, HAS_DOCS, IP), BASE, MP)
     l10 = _lower_block(k1, k0, e1, y0, b0, d1, d0, False, HAS_DOCS, IP)
     l20 = _lower_block(k2, k0, e2, y0, b0, d2, d0, False, HAS_DOCS, IP)
     l21 = _lower_block(k2, k1, e2, y1, b1, d2, d1, False, HAS_DOCS, IP)

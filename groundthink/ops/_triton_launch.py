@@ -30,7 +30,7 @@ def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Con
     wide = key_dim > 128
     match kernel:
         case "prepare":
-            return Config(16, 1, 1)
+            return Config(8, 1, 1)
         case "scan":
             return Config(min(value_dim, 32 if wide else 64), 4, 2)
         case "scan_backward":
@@ -75,7 +75,8 @@ def prepare(
     forward.prepare_kernel[(batch * n * heads,)](
         keys, log_decay, beta, documents, inverse, gamma, gates,
         length, n, *_strides(keys), keys.shape[2], heads,
-        K=key_dim, RAW=raw, HAS_DOCS=documents is not None, WIDE=wide, IP=_precision(keys.dtype), MP="tf32x3",
+        K=key_dim, RAW=raw, HAS_DOCS=documents is not None, WIDE=wide, IP=_precision(keys.dtype), MP="tf32x3" if wide else "split",
+        BASE=c.block,
         num_warps=4 if wide else c.warps, num_stages=c.stages,
     )  # fmt: skip
     return inverse, gamma, gates
@@ -175,9 +176,7 @@ def write_backward(
     asked = queries if queries is not None and has_read else keys
     dv, d_ends = torch.empty_like(errors), torch.empty_like(states)
     d_initial = gates.new_empty(batch, heads, key_dim, value_dim)
-    shared = dict(
-        K=key_dim, V=value_dim, READ=has_read, HAS_DOCS=documents is not None, IP=_precision(keys.dtype)
-    )
+    shared = dict(K=key_dim, V=value_dim, READ=has_read, HAS_DOCS=documents is not None, IP=_precision(keys.dtype))
     sizes = (length, n, *_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale)
     c = config("scan_backward", key_dim, value_dim, keys.dtype)
     backward.scan_backward_kernel[(batch * heads * (value_dim // c.block),)](

@@ -132,9 +132,7 @@ def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, _, errors, states, inverse, gamma, gates = output
     ctx.has_initial = initial_state is not None
     ctx.set_materialize_grads(False)  # an output nobody read costs no zeros
-    ctx.save_for_backward(
-        keys, values, queries, initial_state, documents, errors, states, inverse, gamma, gates
-    )
+    ctx.save_for_backward(keys, values, queries, initial_state, documents, errors, states, inverse, gamma, gates)
 
 
 def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal):  # type: ignore[no-untyped-def]

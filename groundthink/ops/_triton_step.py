@@ -53,7 +53,7 @@ def launch_step(
 
     Args:
         keys: [B,1,H,K]; values: [B,1,HV,V]; queries: [B,1,H or HV,K] or None, each contiguous in its last dimension.
-        log_decay: [B,1,HV] float32, contiguous; beta likewise.
+        log_decay: [B,1,HV] float32; beta likewise.
         state: [B,HV,K,V] float32, contiguous; new_state likewise, overwritten.
 
     Returns:
@@ -65,7 +65,7 @@ def launch_step(
     out = None if queries is None else values.new_empty(batch, 1, heads, value_dim)
     block = min(value_dim, max(16, 2048 // key_dim))
     step_kernel[(batch * heads * (value_dim // block),)](
-        keys, values, asked, log_decay, beta, state, values if out is None else out, new_state,
+        keys, values, asked, log_decay.contiguous(), beta.contiguous(), state, values if out is None else out, new_state,
         keys.stride(0), keys.stride(2), values.stride(0), values.stride(2), asked.stride(0), asked.stride(2),
         keys.shape[2], asked.shape[2], heads, scale,
         K=key_dim, V=value_dim, BV=block, READ=out is not None, RAW=raw, num_warps=2,
