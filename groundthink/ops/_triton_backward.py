@@ -110,73 +110,92 @@ def gradients_kernel(
     dt = k.dtype.element_ty
     rows = b * T * HV * V + t[:, None] * HV * V + h * V
     corner = (bn * HV + h) * K * V + ck[:, None] * V
-    dm = tl.zeros([64, 64], tl.float32)
-    dm_t = tl.zeros([64, 64], tl.float32)
-    dr = tl.zeros([64, 64], tl.float32)
-    dr_t = tl.zeros([64, 64], tl.float32)
-    from_read = tl.zeros([64, K], tl.float32)
-    from_erase = tl.zeros([64, K], tl.float32)
-    z = tl.zeros([64, K], tl.float32)
-    carried = tl.zeros([K, BV], tl.float32)
-    for iv in tl.range(0, V // BV, num_stages=STAGES):
-        cv = iv * BV + tl.arange(0, BV)
-        error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
-        d_value = tl.load(d_values + rows + cv[None, :], mask=inside, other=0.0)
-        start = tl.load(states + corner + cv[None, :])
-        end = tl.load(d_ends + corner + cv[None, :])
-        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
-        dm_t = tl.dot(error, tl.trans(d_value), dm_t, input_precision=IP)
-        from_erase = tl.dot(d_value, tl.trans(start), from_erase, input_precision=IP)
-        z = tl.dot(error, tl.trans(end), z, input_precision=IP)
-        carried += start.to(tl.float32) * end.to(tl.float32)
-        if READ:
-            answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
-            dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
-            dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
-            from_read = tl.dot(answer, tl.trans(start), from_read, input_precision=IP)
-
     y = tl.load(gamma + tile * 64 + i)
-    erase_in = tl.load(gates + tile * 256 + 64 + i)
-    kept = tl.load(gates + tile * 256 + 128 + i)
     beta = tl.load(gates + tile * 256 + 192 + i)
-    through = tl.load(gates + tile * 256 + 63)
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
     eta = y
     if RAW:
         eta = tl.load(gamma + tile * 64 + i - 1, mask=i > 0, other=0.0)
-    key = tl.load(k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :], mask=inside, other=0.0)
-    key32 = key.to(tl.float32)
-    z *= kept[:, None]
-    everywhere = tl.sum(tl.sum(key32 * z, 1) * beta, 0) + through * tl.sum(tl.sum(carried, 1), 0)
-    d_gamma = tl.zeros([64], tl.float32)
+    k_rows = k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :]
+    q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :]
     place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
-    if READ:
-        query = tl.load(q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :], mask=inside, other=0.0)
-        read_in = tl.load(gates + tile * 256 + i)
-        fade = _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * (beta * scale)[None, :]
-        d_query = tl.dot((dr * fade).to(dt), key, from_read * (read_in * scale)[:, None], input_precision=IP)
-        tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
-        d_gamma += tl.sum(query.to(tl.float32) * d_query, 1)
-        # transposed: rows are the writers j, columns the readers i
-        keep = i[:, None] <= i[None, :]
-        if HAS_DOCS:
-            keep = keep & (doc[:, None] == doc[None, :])
-        fade = tl.where(keep, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
-        z = tl.dot((dr_t * fade * scale).to(dt), query, z, input_precision=IP)
-    fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * beta[None, :]
-    d_key = tl.dot((-dm * fade).to(dt), key, -from_erase * erase_in[:, None], input_precision=IP)
-    keep = i[:, None] < i[None, :]
-    if HAS_DOCS:
-        keep = keep & (doc[:, None] == doc[None, :])
-    fade = tl.where(keep, tl.exp(tl.minimum((eta[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
-    z = tl.dot((-dm_t * fade).to(dt), key, z, input_precision=IP)
-    db = tl.sum(key32 * z, 1)
-    d_eta = tl.sum(key32 * d_key, 1)
-    d_gamma -= beta * db
-    tl.store(dk + place, (d_key + beta[:, None] * z).to(dk.dtype.element_ty), mask=inside)
     at = b * T * HV + t * HV + h
+
+    # as rows: what token i read and erased
+    dm = tl.zeros([64, 64], tl.float32)
+    dr = tl.zeros([64, 64], tl.float32)
+    d_query = tl.zeros([64, K], tl.float32)
+    d_key = tl.zeros([64, K], tl.float32)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
+        d_value = tl.load(d_values + rows + cv[None, :], mask=inside, other=0.0)
+        start = tl.load(states + corner + cv[None, :])
+        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
+        d_key = tl.dot(d_value, tl.trans(start), d_key, input_precision=IP)
+        if READ:
+            answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
+            dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
+            d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
+    key = tl.load(k_rows, mask=inside, other=0.0)
+    below = i[:, None] > i[None, :]
+    d_gamma = tl.zeros([64], tl.float32)
+    own = tl.zeros([64], tl.float32)
+    if READ:
+        # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
+        own += tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale
+        read_in = tl.load(gates + tile * 256 + i)
+        query = tl.load(q_rows, mask=inside, other=0.0)
+        fade = _decay(y, y, doc, doc, below, HAS_DOCS) * (beta * scale)[None, :]
+        d_query = tl.dot((dr * fade).to(dt), key, d_query * (read_in * scale)[:, None], input_precision=IP)
+        d_gamma += tl.sum(query.to(tl.float32) * d_query, 1)
+        d_query += (beta * own)[:, None] * key.to(tl.float32)
+        tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
+    erase_in = tl.load(gates + tile * 256 + 64 + i)
+    fade = _decay(eta, y, doc, doc, below, HAS_DOCS) * beta[None, :]
+    d_key = tl.dot((-dm * fade).to(dt), key, -d_key * erase_in[:, None], input_precision=IP)
+    d_eta = tl.sum(key.to(tl.float32) * d_key, 1)
+
+    # as columns: what was written by token j
+    dm_t = tl.zeros([64, 64], tl.float32)
+    dr_t = tl.zeros([64, 64], tl.float32)
+    z = tl.zeros([64, K], tl.float32)
+    carried = tl.zeros([K], tl.float32)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
+        d_value = tl.load(d_values + rows + cv[None, :], mask=inside, other=0.0)
+        end = tl.load(d_ends + corner + cv[None, :])
+        start = tl.load(states + corner + cv[None, :])
+        dm_t = tl.dot(error, tl.trans(d_value), dm_t, input_precision=IP)
+        z = tl.dot(error, tl.trans(end), z, input_precision=IP)
+        carried += tl.sum(start.to(tl.float32) * end.to(tl.float32), 1)
+        if READ:
+            answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
+            dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
+    kept = tl.load(gates + tile * 256 + 128 + i)
+    through = tl.load(gates + tile * 256 + 63)
+    key = tl.load(k_rows, mask=inside, other=0.0)
+    z *= kept[:, None]
+    everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1) * beta, 0) + through * tl.sum(carried, 0)
+    above = i[:, None] < i[None, :]
+    if HAS_DOCS:
+        above = above & (doc[:, None] == doc[None, :])
+    if READ:
+        query = tl.load(q_rows, mask=inside, other=0.0)
+        fade = tl.where(above, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
+        z = tl.dot((dr_t * fade * scale).to(dt), query, z, input_precision=IP)
+    fade = tl.where(above, tl.exp(tl.minimum((eta[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
+    z = tl.dot((-dm_t * fade).to(dt), key, z, input_precision=IP)
+    db = tl.sum(key.to(tl.float32) * z, 1)
+    d_gamma -= beta * db
+    if READ:
+        z += own[:, None] * query.to(tl.float32)
+        db += own * tl.sum(key.to(tl.float32) * query.to(tl.float32), 1)
+    d_key += beta[:, None] * z
+    tl.store(dk + place, d_key.to(dk.dtype.element_ty), mask=inside)
     tl.store(d_beta + at, db, mask=t < T)
     _store_d_log_decay(d_log_decay, at, t < T, d_gamma, d_eta, everywhere, RAW)
 
@@ -232,13 +251,19 @@ def read_backward_kernel(
         d_state = tl.dot(tl.trans(query), faded, input_precision=IP)
         tl.store(d_states + corner + cv[None, :], d_state.to(dt))
     place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
-    fade = _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * (beta * scale)[None, :]
+    # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
+    own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale
+    fade = _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
     d_query = tl.dot((dr * fade).to(dt), key, from_read * (read_in * scale)[:, None], input_precision=IP)
+    z = tl.dot((dr_t * tl.where(i[:, None] == i[None, :], 0.0, fade_t)).to(dt), query, input_precision=IP)
+    query32, key32 = query.to(tl.float32), key.to(tl.float32)
+    db = tl.sum(key32 * z, 1)
+    d_gamma = tl.sum(query32 * d_query, 1) - beta * db
+    d_query += (beta * own)[:, None] * key32
+    z += own[:, None] * query32
+    db += own * tl.sum(key32 * query32, 1)
     tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
-    z = tl.dot((dr_t * fade_t).to(dt), query, input_precision=IP)
     tl.store(dk + place, (beta[:, None] * z).to(dk.dtype.element_ty), mask=inside)
-    db = tl.sum(key.to(tl.float32) * z, 1)
-    d_gamma = tl.sum(query.to(tl.float32) * d_query, 1) - beta * db
     at = b * T * HV + t * HV + h
     tl.store(d_beta + at, db, mask=t < T)
     _store_d_log_decay(d_log_decay, at, t < T, d_gamma, tl.zeros([64], tl.float32), 0.0, False)

@@ -25,11 +25,10 @@ def _decay(row, column, row_doc, column_doc, keep, HAS_DOCS: tl.constexpr):
 
 
 @triton.jit
-def _lower_block(ki, kj, eta, gamma, beta, di, dj, DIAGONAL: tl.constexpr, HAS_DOCS: tl.constexpr, IP: tl.constexpr):
+def _lower_block(gram, eta, gamma, beta, di, dj, DIAGONAL: tl.constexpr, HAS_DOCS: tl.constexpr):
     """A 16x16 block of M diag(beta)."""
     rows = tl.arange(0, 16)
     keep = (rows[:, None] > rows[None, :]) if DIAGONAL else (rows[:, None] >= 0) & (rows[None, :] >= 0)
-    gram = tl.dot(ki, tl.trans(kj), input_precision=IP)
     return gram * _decay(eta, gamma, di, dj, keep, HAS_DOCS) * beta[None, :]
 
 
@@ -99,7 +98,7 @@ def prepare_kernel(
     k, log_decay, beta, docs, inverse, gamma, gates,
     T, N, skb, skt, skh, H, HV,
     K: tl.constexpr, RAW: tl.constexpr, HAS_DOCS: tl.constexpr, WIDE: tl.constexpr, IP: tl.constexpr, MP: tl.constexpr,
-    BASE: tl.constexpr,
+    BK: tl.constexpr, BASE: tl.constexpr,
 ):  # fmt: skip
     """Per chunk and value head: the inverse [64,64], gamma [64], and gates [4,64] (read_in, erase_in, out, beta)."""
     pid = tl.program_id(0).to(tl.int64)
@@ -107,7 +106,7 @@ def prepare_kernel(
     n = (pid // HV) % N
     b = pid // HV // N
     r = tl.arange(0, 16)
-    c = tl.arange(0, K)
+    c = tl.arange(0, BK)
     t0 = n * 64 + r
     t1, t2, t3 = t0 + 16, t0 + 32, t0 + 48
     base = b * T * HV + h
@@ -133,20 +132,34 @@ def prepare_kernel(
     _store_gates_16(gates_tile, gamma_tile, r + 48, y3, e3, b3, total, d3, before, last, HAS_DOCS)
 
     rows = k + b * skb + (h // (HV // H)) * skh + c[None, :]
-    k0 = tl.load(rows + t0[:, None] * skt, mask=t0[:, None] < T, other=0.0)
-    k1 = tl.load(rows + t1[:, None] * skt, mask=t1[:, None] < T, other=0.0)
-    k2 = tl.load(rows + t2[:, None] * skt, mask=t2[:, None] < T, other=0.0)
-    k3 = tl.load(rows + t3[:, None] * skt, mask=t3[:, None] < T, other=0.0)
-    x00 = _invert_16(_lower_block(k0, k0, e0, y0, b0, d0, d0, True, HAS_DOCS, IP), BASE, MP)
-    x11 = _invert_16(_lower_block(k1, k1, e1, y1, b1, d1, d1, True, HAS_DOCS, IP), BASE, MP)
-    x22 = _invert_16(_lower_block(k2, k2, e2, y2, b2, d2, d2, True, HAS_DOCS, IP), BASE, MP)
-    x33 = _invert_16(_lower_block(k3, k3, e3, y3, b3, d3, d3, True, HAS_DOCS, IP), BASE, MP)
-    l10 = _lower_block(k1, k0, e1, y0, b0, d1, d0, False, HAS_DOCS, IP)
-    l20 = _lower_block(k2, k0, e2, y0, b0, d2, d0, False, HAS_DOCS, IP)
-    l21 = _lower_block(k2, k1, e2, y1, b1, d2, d1, False, HAS_DOCS, IP)
-    l30 = _lower_block(k3, k0, e3, y0, b0, d3, d0, False, HAS_DOCS, IP)
-    l31 = _lower_block(k3, k1, e3, y1, b1, d3, d1, False, HAS_DOCS, IP)
-    l32 = _lower_block(k3, k2, e3, y2, b2, d3, d2, False, HAS_DOCS, IP)
+    g00 = tl.zeros([16, 16], tl.float32)
+    g10, g11, g20, g21, g22, g30, g31, g32, g33 = g00, g00, g00, g00, g00, g00, g00, g00, g00
+    for _ in tl.range(0, K // BK, num_stages=1):
+        k0 = tl.load(rows + t0[:, None] * skt, mask=t0[:, None] < T, other=0.0)
+        k1 = tl.load(rows + t1[:, None] * skt, mask=t1[:, None] < T, other=0.0)
+        k2 = tl.load(rows + t2[:, None] * skt, mask=t2[:, None] < T, other=0.0)
+        k3 = tl.load(rows + t3[:, None] * skt, mask=t3[:, None] < T, other=0.0)
+        g00 = tl.dot(k0, tl.trans(k0), g00, input_precision=IP)
+        g10 = tl.dot(k1, tl.trans(k0), g10, input_precision=IP)
+        g20 = tl.dot(k2, tl.trans(k0), g20, input_precision=IP)
+        g30 = tl.dot(k3, tl.trans(k0), g30, input_precision=IP)
+        g11 = tl.dot(k1, tl.trans(k1), g11, input_precision=IP)
+        g21 = tl.dot(k2, tl.trans(k1), g21, input_precision=IP)
+        g31 = tl.dot(k3, tl.trans(k1), g31, input_precision=IP)
+        g22 = tl.dot(k2, tl.trans(k2), g22, input_precision=IP)
+        g32 = tl.dot(k3, tl.trans(k2), g32, input_precision=IP)
+        g33 = tl.dot(k3, tl.trans(k3), g33, input_precision=IP)
+        rows += BK
+    x00 = _invert_16(_lower_block(g00, e0, y0, b0, d0, d0, True, HAS_DOCS), BASE, MP)
+    x11 = _invert_16(_lower_block(g11, e1, y1, b1, d1, d1, True, HAS_DOCS), BASE, MP)
+    x22 = _invert_16(_lower_block(g22, e2, y2, b2, d2, d2, True, HAS_DOCS), BASE, MP)
+    x33 = _invert_16(_lower_block(g33, e3, y3, b3, d3, d3, True, HAS_DOCS), BASE, MP)
+    l10 = _lower_block(g10, e1, y0, b0, d1, d0, False, HAS_DOCS)
+    l20 = _lower_block(g20, e2, y0, b0, d2, d0, False, HAS_DOCS)
+    l21 = _lower_block(g21, e2, y1, b1, d2, d1, False, HAS_DOCS)
+    l30 = _lower_block(g30, e3, y0, b0, d3, d0, False, HAS_DOCS)
+    l31 = _lower_block(g31, e3, y1, b1, d3, d1, False, HAS_DOCS)
+    l32 = _lower_block(g32, e3, y2, b2, d3, d2, False, HAS_DOCS)
     x10 = -_mm(x11, _mm(l10, x00, MP), MP)
     x21 = -_mm(x22, _mm(l21, x11, MP), MP)
     x32 = -_mm(x33, _mm(l32, x22, MP), MP)
@@ -198,12 +211,15 @@ def scan_kernel(
     v_columns = v + b * svb + h * svh + cv[:, None]
     q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + ck[None, :]
     out_columns = b * T * HV * V + h * V + cv[:, None]
+    # Triton pipelines the operands of products; the values are none, so they are fetched a chunk ahead by hand.
+    value = tl.load(v_columns + i[None, :] * svt, mask=i[None, :] < T, other=0.0)
     for n in tl.range(0, N, num_stages=STAGES):
         t = n * 64 + i
         tile = bh * N + n
         key = tl.load(k_rows + t[:, None] * skt, mask=t[:, None] < T, other=0.0)
         inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])
-        value = tl.load(v_columns + t[None, :] * svt, mask=t[None, :] < T, other=0.0)
+        ahead = t + 64
+        next_value = tl.load(v_columns + ahead[None, :] * svt, mask=ahead[None, :] < T, other=0.0)
         erase_in = tl.load(gates + tile * 256 + 64 + i)
         kept = tl.load(gates + tile * 256 + 128 + i)
         beta = tl.load(gates + tile * 256 + 192 + i)
@@ -237,6 +253,7 @@ def scan_kernel(
             tl.store(out + out_columns + t[None, :] * HV * V, answer.to(dt), mask=t[None, :] < T)
         written = (error * (beta * kept)[None, :]).to(dt)
         state = tl.dot(written, key, state * through, input_precision=IP)
+        value = next_value
     tl.store(final + corner, state)
 
 

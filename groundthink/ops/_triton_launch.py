@@ -21,6 +21,7 @@ class Config:
     block: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Config:
@@ -75,9 +76,9 @@ def prepare(
     forward.prepare_kernel[(batch * n * heads,)](
         keys, log_decay, beta, documents, inverse, gamma, gates,
         length, n, *_strides(keys), keys.shape[2], heads,
-        K=key_dim, RAW=raw, HAS_DOCS=documents is not None, WIDE=wide, IP=_precision(keys.dtype), MP="tf32x3" if wide else "split",
-        BASE=c.block,
-        num_warps=4 if wide else c.warps, num_stages=c.stages,
+        K=key_dim, RAW=raw, HAS_DOCS=documents is not None, WIDE=wide, IP=_precision(keys.dtype),
+        MP="tf32x3" if wide else "split", BK=min(key_dim, 32), BASE=c.block,
+        num_warps=4 if wide else c.warps, maxnreg=c.registers,
     )  # fmt: skip
     return inverse, gamma, gates
 
@@ -109,7 +110,7 @@ def scan(
         length, n, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale,
         K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
         HAS_INITIAL=initial_state is not None, HAS_DOCS=documents is not None, IP=_precision(keys.dtype),
-        STAGES=c.stages, num_warps=c.warps,
+        STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
     )  # fmt: skip
     return out, errors, states, final
 
@@ -182,7 +183,7 @@ def write_backward(
     backward.scan_backward_kernel[(batch * heads * (value_dim // c.block),)](
         keys, asked, inverse, gamma, gates, documents, d_out, d_errors, d_states, d_final, dv, d_ends, d_initial,
         *sizes, BV=c.block, HAS_D_ERRORS=d_errors is not None, HAS_D_STATES=d_states is not None,
-        HAS_D_FINAL=d_final is not None, STAGES=c.stages, num_warps=c.warps, **shared,
+        HAS_D_FINAL=d_final is not None, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
     )  # fmt: skip
     dk = _unfolded(keys, heads)
     dq = _unfolded(asked, heads) if has_read else dk
@@ -191,7 +192,7 @@ def write_backward(
     c = config("gradients", key_dim, value_dim, keys.dtype)
     backward.gradients_kernel[(batch * n * heads,)](
         keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, dq, dk, db, dg,
-        *sizes, BV=c.block, RAW=raw, STAGES=c.stages, num_warps=c.warps, **shared,
+        *sizes, BV=c.block, RAW=raw, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
     )  # fmt: skip
     dq_folded = _fold(dq, asked) if has_read else None
     return _fold(dk, keys), dv, dq_folded, dg, db, d_initial
@@ -221,6 +222,6 @@ def read_backward(
         d_out, queries, keys, errors, states, gamma, gates, documents, dq, dk, de, ds, db, dg,
         length, n, *_strides(queries), *_strides(keys), keys.shape[2], queries.shape[2], heads, scale,
         K=key_dim, V=value_dim, BV=c.block, HAS_DOCS=documents is not None, IP=_precision(keys.dtype),
-        STAGES=c.stages, num_warps=c.warps,
+        STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
     )  # fmt: skip
     return _fold(dq, queries), _fold(dk, keys), de, ds, dg, db
