@@ -19,11 +19,10 @@ from groundthink.ops._triton_forward import _decay
 
 @triton.jit(do_not_specialize=["T", "N"])
 def scan_backward_kernel(
-    k, q, inverse, gamma, gates, docs, d_out, d_errors, d_states, d_final, d_values, d_ends, d_initial,
+    k, q, inverse, scores, gates, d_out, d_errors, d_states, d_final, d_values, d_ends, d_initial,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, HAS_D_ERRORS: tl.constexpr,
-    HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, HAS_DOCS: tl.constexpr, IP: tl.constexpr,
-    STAGES: tl.constexpr,
+    HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Carry BV columns of the states' gradient back through all chunks; writes d_values and each chunk's dS1."""
     pid = tl.program_id(0).to(tl.int64)
@@ -60,13 +59,8 @@ def scan_backward_kernel(
             query = tl.load(q_rows + t[:, None] * sqt, mask=t[:, None] < T, other=0.0)
             answer = tl.load(d_out + columns + t[None, :] * HV * V, mask=t[None, :] < T, other=0.0)
             read_in = tl.load(gates + tile * 256 + i)
-            y = tl.load(gamma + tile * 64 + i)
-            doc = i
-            if HAS_DOCS:
-                doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
-            scores = tl.dot(query, tl.trans(key), input_precision=IP)
-            scores = scores * _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * scale
-            d_error = tl.dot(answer, scores.to(dt), d_error, input_precision=IP)
+            score = tl.load(scores + tile * 4096 + i[:, None] * 64 + i[None, :])
+            d_error = tl.dot(answer, score, d_error, input_precision=IP)
             d_state = tl.dot(
                 (answer.to(tl.float32) * (read_in * scale)[None, :]).to(dt), query, d_state, input_precision=IP
             )
@@ -81,123 +75,154 @@ def scan_backward_kernel(
     tl.store(d_initial + corner, d_state)
 
 
-@triton.jit
-def _store_d_log_decay(d_log_decay, at, inside, d_gamma, d_eta, everywhere, RAW: tl.constexpr):
-    """Gradient of the steps from that of their running sums; the raw error's eta_i stops one step before gamma_i."""
-    d_steps = tl.cumsum(d_gamma + d_eta, 0, reverse=True) + everywhere
-    if RAW:
-        d_steps -= d_eta
-    tl.store(d_log_decay + at, d_steps, mask=inside)
-
-
 @triton.jit(do_not_specialize=["T", "N"])
-def gradients_kernel(
-    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, dq, dk, d_beta, d_log_decay,
+def query_gradient_kernel(
+    k, q, errors, d_out, states, gamma, gates, docs, dq, d_log_decay,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
-    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
-    HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, HAS_DOCS: tl.constexpr, IP: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys, queries and gates of one chunk of one value head; dq, dk [B,T,HV,K] are not yet folded."""
+    """Gradient of one chunk's queries, dq [B,T,HV,K], and the gates' gradient as far as reading goes."""
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
     bn = pid // HV
     b, n = bn // N, bn % N
     i = tl.arange(0, 64)
     ck = tl.arange(0, K)
-    t = n * 64 + i
-    inside = t[:, None] < T
+    t0 = (n * 64).to(tl.int32)
+    inside = t0 + i < T
+    # 64-bit bases, 32-bit offsets inside the tile
+    v_base = (b * T + t0) * HV * V + h * V
+    k_base = k + b * skb + t0.to(tl.int64) * skt + (h // (HV // H)) * skh
+    q_base = q + b * sqb + t0.to(tl.int64) * sqt + (h // (HV // HQ)) * sqh
+    v_rows = i[:, None] * (HV * V)
+    corner = (bn * HV + h) * K * V
     tile = (b * HV + h) * N + n
     dt = k.dtype.element_ty
-    rows = b * T * HV * V + t[:, None] * HV * V + h * V
-    corner = (bn * HV + h) * K * V + ck[:, None] * V
+    dr = tl.zeros([64, 64], tl.float32)
+    d_query = tl.zeros([64, K], tl.float32)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
+        dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
+        d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
+    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
+    query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
     y = tl.load(gamma + tile * 64 + i)
+    read_in = tl.load(gates + tile * 256 + i)
     beta = tl.load(gates + tile * 256 + 192 + i)
     doc = i
     if HAS_DOCS:
-        doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
+        doc = tl.load(docs + b * T + tl.minimum(t0 + i, T - 1))
+    # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
+    own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
+    fade = _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
+    d_query = tl.dot((dr * fade).to(dt), key, d_query * (read_in * scale)[:, None], input_precision=IP)
+    d_gamma = tl.sum(query.to(tl.float32) * d_query, 1)
+    d_query += own[:, None] * key.to(tl.float32)
+    place = (b * T + t0) * HV * K + h * K
+    tl.store(dq + place + (i[:, None] * (HV * K) + ck[None, :]), d_query.to(dq.dtype.element_ty), mask=inside[:, None])
+    at = (b * T + t0) * HV + h
+    tl.store(d_log_decay + at + i * HV, tl.cumsum(d_gamma, 0, reverse=True), mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def key_gradient_kernel(
+    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, dk, d_beta, d_log_decay,
+    T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
+    HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one chunk's keys, dk [B,T,HV,K], and gates; with a read, added to what its kernel left."""
+    pid = tl.program_id(0).to(tl.int64)
+    h = pid % HV
+    bn = pid // HV
+    b, n = bn // N, bn % N
+    i = tl.arange(0, 64)
+    ck = tl.arange(0, K)
+    t0 = (n * 64).to(tl.int32)
+    inside = t0 + i < T
+    v_base = (b * T + t0) * HV * V + h * V
+    k_base = k + b * skb + t0.to(tl.int64) * skt + (h // (HV // H)) * skh
+    q_base = q + b * sqb + t0.to(tl.int64) * sqt + (h // (HV // HQ)) * sqh
+    v_rows = i[:, None] * (HV * V)
+    corner = (bn * HV + h) * K * V
+    tile = (b * HV + h) * N + n
+    dt = k.dtype.element_ty
+    doc = i
+    if HAS_DOCS:
+        doc = tl.load(docs + b * T + tl.minimum(t0 + i, T - 1))
+    y = tl.load(gamma + tile * 64 + i)
     eta = y
     if RAW:
         eta = tl.load(gamma + tile * 64 + i - 1, mask=i > 0, other=0.0)
-    k_rows = k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :]
-    q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :]
-    place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
-    at = b * T * HV + t * HV + h
+    beta = tl.load(gates + tile * 256 + 192 + i)
 
-    # as rows: what token i read and erased
-    dm = tl.zeros([64, 64], tl.float32)
-    dr = tl.zeros([64, 64], tl.float32)
-    d_query = tl.zeros([64, K], tl.float32)
+    dm = tl.zeros([64, 64], tl.float32)  # as a row: what token i erased
     d_key = tl.zeros([64, K], tl.float32)
+    carried = tl.zeros([BV, BV], tl.float32)  # its trace is <S0, dS1>
     for iv in tl.range(0, V // BV, num_stages=STAGES):
         cv = iv * BV + tl.arange(0, BV)
-        error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
-        d_value = tl.load(d_values + rows + cv[None, :], mask=inside, other=0.0)
-        start = tl.load(states + corner + cv[None, :])
+        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
+        end = tl.load(d_ends + corner + (ck[:, None] * V + cv[None, :]))
         dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
         d_key = tl.dot(d_value, tl.trans(start), d_key, input_precision=IP)
-        if READ:
-            answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
-            dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
-            d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
-    key = tl.load(k_rows, mask=inside, other=0.0)
-    below = i[:, None] > i[None, :]
-    d_gamma = tl.zeros([64], tl.float32)
-    own = tl.zeros([64], tl.float32)
-    if READ:
-        # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
-        own += tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale
-        read_in = tl.load(gates + tile * 256 + i)
-        query = tl.load(q_rows, mask=inside, other=0.0)
-        fade = _decay(y, y, doc, doc, below, HAS_DOCS) * (beta * scale)[None, :]
-        d_query = tl.dot((dr * fade).to(dt), key, d_query * (read_in * scale)[:, None], input_precision=IP)
-        d_gamma += tl.sum(query.to(tl.float32) * d_query, 1)
-        d_query += (beta * own)[:, None] * key.to(tl.float32)
-        tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
+        carried = tl.dot(tl.trans(start), end, carried, input_precision=IP)
+    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
     erase_in = tl.load(gates + tile * 256 + 64 + i)
-    fade = _decay(eta, y, doc, doc, below, HAS_DOCS) * beta[None, :]
+    through = tl.load(gates + tile * 256 + 63)
+    fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * beta[None, :]
     d_key = tl.dot((-dm * fade).to(dt), key, -d_key * erase_in[:, None], input_precision=IP)
     d_eta = tl.sum(key.to(tl.float32) * d_key, 1)
+    column = tl.arange(0, BV)
+    carried = tl.where(column[:, None] == column[None, :], carried, 0.0)
+    everywhere = through * tl.sum(tl.sum(carried, 1), 0)
 
-    # as columns: what was written by token j
-    dm_t = tl.zeros([64, 64], tl.float32)
+    dm_t = tl.zeros([64, 64], tl.float32)  # as a column: what token j wrote
     dr_t = tl.zeros([64, 64], tl.float32)
     z = tl.zeros([64, K], tl.float32)
-    carried = tl.zeros([K], tl.float32)
     for iv in tl.range(0, V // BV, num_stages=STAGES):
         cv = iv * BV + tl.arange(0, BV)
-        error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
-        d_value = tl.load(d_values + rows + cv[None, :], mask=inside, other=0.0)
-        end = tl.load(d_ends + corner + cv[None, :])
-        start = tl.load(states + corner + cv[None, :])
+        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        end = tl.load(d_ends + corner + (ck[:, None] * V + cv[None, :]))
         dm_t = tl.dot(error, tl.trans(d_value), dm_t, input_precision=IP)
         z = tl.dot(error, tl.trans(end), z, input_precision=IP)
-        carried += tl.sum(start.to(tl.float32) * end.to(tl.float32), 1)
         if READ:
-            answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
+            answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
             dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
     kept = tl.load(gates + tile * 256 + 128 + i)
-    through = tl.load(gates + tile * 256 + 63)
-    key = tl.load(k_rows, mask=inside, other=0.0)
     z *= kept[:, None]
-    everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1) * beta, 0) + through * tl.sum(carried, 0)
+    everywhere += tl.sum(tl.sum(key.to(tl.float32) * z, 1) * beta, 0)
     above = i[:, None] < i[None, :]
     if HAS_DOCS:
         above = above & (doc[:, None] == doc[None, :])
-    if READ:
-        query = tl.load(q_rows, mask=inside, other=0.0)
-        fade = tl.where(above, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
-        z = tl.dot((dr_t * fade * scale).to(dt), query, z, input_precision=IP)
     fade = tl.where(above, tl.exp(tl.minimum((eta[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
     z = tl.dot((-dm_t * fade).to(dt), key, z, input_precision=IP)
-    db = tl.sum(key.to(tl.float32) * z, 1)
-    d_gamma -= beta * db
+    at = (b * T + t0) * HV + h + i * HV
     if READ:
+        if RAW:
+            fade = tl.where(above, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
+        query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
+        z = tl.dot((dr_t * (fade * scale)).to(dt), query, z, input_precision=IP)
+    db = tl.sum(key.to(tl.float32) * z, 1)
+    d_steps = tl.cumsum(d_eta - beta * db, 0, reverse=True) + everywhere
+    if RAW:
+        d_steps -= d_eta  # the raw error's eta_i stops one step before gamma_i
+    if READ:
+        own = tl.sum(tl.where(i[:, None] == i[None, :], dr_t, 0.0), 1) * scale
         z += own[:, None] * query.to(tl.float32)
         db += own * tl.sum(key.to(tl.float32) * query.to(tl.float32), 1)
+        d_steps += tl.load(d_log_decay + at, mask=inside, other=0.0)
+    tl.store(d_beta + at, db, mask=inside)
+    tl.store(d_log_decay + at, d_steps, mask=inside)
+    place = (b * T + t0) * HV * K + h * K
     d_key += beta[:, None] * z
-    tl.store(dk + place, d_key.to(dk.dtype.element_ty), mask=inside)
-    tl.store(d_beta + at, db, mask=t < T)
-    _store_d_log_decay(d_log_decay, at, t < T, d_gamma, d_eta, everywhere, RAW)
+    tl.store(dk + place + (i[:, None] * (HV * K) + ck[None, :]), d_key.to(dk.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -266,4 +291,4 @@ def read_backward_kernel(
     tl.store(dk + place, (beta[:, None] * z).to(dk.dtype.element_ty), mask=inside)
     at = b * T * HV + t * HV + h
     tl.store(d_beta + at, db, mask=t < T)
-    _store_d_log_decay(d_log_decay, at, t < T, d_gamma, tl.zeros([64], tl.float32), 0.0, False)
+    tl.store(d_log_decay + at, tl.cumsum(d_gamma, 0, reverse=True), mask=t < T)

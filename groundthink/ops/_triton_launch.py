@@ -31,13 +31,15 @@ def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Con
     wide = key_dim > 128
     match kernel:
         case "prepare":
-            return Config(8, 1, 1)
+            return Config(64, 4, 1)
         case "scan":
             return Config(min(value_dim, 32 if wide else 64), 4, 2)
         case "scan_backward":
             return Config(min(value_dim, 32 if wide else 64), 4, 2)
         case "read":
             return Config(min(value_dim, 64 if wide else 128), 4, 1)
+        case "query_gradient":
+            return Config(min(value_dim, 64), 4, 1)
         case _:
             return Config(min(value_dim, 32 if wide else 64), 8 if key_dim > 64 else 4, 1)
 
@@ -62,25 +64,33 @@ def rows_contiguous(x: Tensor) -> Tensor:
 
 
 def prepare(
-    keys: Tensor, log_decay: Tensor, beta: Tensor, documents: Tensor | None, *, raw: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per chunk: inverse [B,HV,N,64,64] in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,4,64] float32."""
+    keys: Tensor,
+    queries: Tensor | None,
+    log_decay: Tensor,
+    beta: Tensor,
+    documents: Tensor | None,
+    *,
+    raw: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per chunk: inverse [B,HV,N,64,64] and scores (or [0]) in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,4,64]."""
     batch, length, heads = log_decay.shape
     n, key_dim = n_chunks(length), keys.shape[-1]
     # running sums reach -20 * 64: float32 inputs are promised more digits of their differences than float32 holds
     wide = keys.dtype == torch.float32
+    asked = keys if queries is None else queries
     inverse = keys.new_empty(batch, heads, n, CHUNK, CHUNK)
+    scores = torch.empty_like(inverse) if queries is not None else keys.new_empty(0)
     gamma = log_decay.new_empty(batch, heads, n, CHUNK, dtype=torch.float64 if wide else torch.float32)
     gates = log_decay.new_empty(batch, heads, n, 4, CHUNK)
-    c = config("prepare", key_dim, 0, torch.bfloat16)
+    c = config("prepare", key_dim, 0, keys.dtype)
     forward.prepare_kernel[(batch * n * heads,)](
-        keys, log_decay, beta, documents, inverse, gamma, gates,
-        length, n, *_strides(keys), keys.shape[2], heads,
-        K=key_dim, RAW=raw, HAS_DOCS=documents is not None, WIDE=wide, IP=_precision(keys.dtype),
-        MP="tf32x3" if wide else "split", BK=min(key_dim, 32), BASE=c.block,
-        num_warps=4 if wide else c.warps, maxnreg=c.registers,
+        keys, asked, log_decay, beta, documents, inverse, scores, gamma, gates,
+        length, n, *_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale,
+        K=key_dim, READ=queries is not None, RAW=raw, HAS_DOCS=documents is not None, WIDE=wide,
+        IP=_precision(keys.dtype), MP="tf32x3" if wide else "half", num_warps=c.warps, maxnreg=c.registers,
     )  # fmt: skip
-    return inverse, gamma, gates
+    return inverse, scores, gamma, gates
 
 
 def scan(
@@ -88,10 +98,9 @@ def scan(
     values: Tensor,
     queries: Tensor | None,
     inverse: Tensor,
-    gamma: Tensor,
+    scores: Tensor,
     gates: Tensor,
     initial_state: Tensor | None,
-    documents: Tensor | None,
     *,
     scale: float,
     keep: bool,
@@ -106,11 +115,10 @@ def scan(
     final = gates.new_empty(batch, heads, key_dim, value_dim)
     c = config("scan", key_dim, value_dim, keys.dtype)
     forward.scan_kernel[(batch * heads * (value_dim // c.block),)](
-        keys, values, asked, inverse, gamma, gates, documents, initial_state, out, errors, states, final,
+        keys, values, asked, inverse, scores, gates, initial_state, out, errors, states, final,
         length, n, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale,
         K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
-        HAS_INITIAL=initial_state is not None, HAS_DOCS=documents is not None, IP=_precision(keys.dtype),
-        STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
+        HAS_INITIAL=initial_state is not None, IP=_precision(keys.dtype), STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
     )  # fmt: skip
     return out, errors, states, final
 
@@ -163,6 +171,7 @@ def write_backward(
     errors: Tensor,
     states: Tensor,
     inverse: Tensor,
+    scores: Tensor,
     gamma: Tensor,
     gates: Tensor,
     documents: Tensor | None,
@@ -177,11 +186,11 @@ def write_backward(
     asked = queries if queries is not None and has_read else keys
     dv, d_ends = torch.empty_like(errors), torch.empty_like(states)
     d_initial = gates.new_empty(batch, heads, key_dim, value_dim)
-    shared = dict(K=key_dim, V=value_dim, READ=has_read, HAS_DOCS=documents is not None, IP=_precision(keys.dtype))
+    shared = {"K": key_dim, "V": value_dim, "READ": has_read, "IP": _precision(keys.dtype)}
     sizes = (length, n, *_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale)
     c = config("scan_backward", key_dim, value_dim, keys.dtype)
     backward.scan_backward_kernel[(batch * heads * (value_dim // c.block),)](
-        keys, asked, inverse, gamma, gates, documents, d_out, d_errors, d_states, d_final, dv, d_ends, d_initial,
+        keys, asked, inverse, scores, gates, d_out, d_errors, d_states, d_final, dv, d_ends, d_initial,
         *sizes, BV=c.block, HAS_D_ERRORS=d_errors is not None, HAS_D_STATES=d_states is not None,
         HAS_D_FINAL=d_final is not None, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
     )  # fmt: skip
@@ -189,10 +198,18 @@ def write_backward(
     dq = _unfolded(asked, heads) if has_read else dk
     dg = gates.new_empty(batch, length, heads)
     db = torch.empty_like(dg)
-    c = config("gradients", key_dim, value_dim, keys.dtype)
-    backward.gradients_kernel[(batch * n * heads,)](
-        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, dq, dk, db, dg,
-        *sizes, BV=c.block, RAW=raw, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
+    packed = documents is not None
+    if has_read:
+        c = config("query_gradient", key_dim, value_dim, keys.dtype)
+        backward.query_gradient_kernel[(batch * n * heads,)](
+            keys, asked, errors, d_out, states, gamma, gates, documents, dq, dg, *sizes,
+            K=key_dim, V=value_dim, BV=c.block, HAS_DOCS=packed, IP=_precision(keys.dtype),
+            STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
+        )  # fmt: skip
+    c = config("key_gradient", key_dim, value_dim, keys.dtype)
+    backward.key_gradient_kernel[(batch * n * heads,)](
+        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, dk, db, dg, *sizes,
+        BV=c.block, RAW=raw, HAS_DOCS=packed, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
     )  # fmt: skip
     dq_folded = _fold(dq, asked) if has_read else None
     return _fold(dk, keys), dv, dq_folded, dg, db, d_initial

@@ -14,7 +14,7 @@ from groundthink.ops import _triton_launch as launch
 from groundthink.ops import _triton_step as step
 from groundthink.ops._shapes import expand_heads
 
-WriteOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+WriteOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("groundthink::triton_write", mutates_args=())
@@ -30,13 +30,15 @@ def triton_write(
     scale: float,
     keep: bool,
 ) -> WriteOutput:
-    """(out, final_state, errors, states, inverse, gamma, gates); out is empty without queries, and errors and states
+    """(out, final_state, errors, states, inverse, scores, gamma, gates); out and scores are empty without queries, and errors and states
     are empty unless kept. Contiguous rows, one dtype (bf16 or float32), float32 gates and state, int32 documents."""
-    inverse, gamma, gates = launch.prepare(keys, log_decay, beta, documents, raw=raw)
-    out, errors, states, final = launch.scan(
-        keys, values, queries, inverse, gamma, gates, initial_state, documents, scale=scale, keep=keep
+    inverse, scores, gamma, gates = launch.prepare(
+        keys, queries, log_decay, beta, documents, raw=raw, scale=scale
     )
-    return out, final, errors, states, inverse, gamma, gates
+    out, errors, states, final = launch.scan(
+        keys, values, queries, inverse, scores, gates, initial_state, scale=scale, keep=keep
+    )
+    return out, final, errors, states, inverse, scores, gamma, gates
 
 
 @triton_write.register_fake
@@ -61,6 +63,7 @@ def _(
         values.new_empty(values.shape if keep else (0,)),
         values.new_empty((batch, n, heads, key_dim, value_dim) if keep else (0,)),
         keys.new_empty(batch, heads, n, launch.CHUNK, launch.CHUNK),
+        keys.new_empty((batch, heads, n, launch.CHUNK, launch.CHUNK) if queries is not None else (0,)),
         log_decay.new_empty(batch, heads, n, launch.CHUNK, dtype=wide),
         log_decay.new_empty(batch, heads, n, 4, launch.CHUNK),
     )
@@ -80,6 +83,7 @@ def triton_write_backward(
     errors: Tensor,
     states: Tensor,
     inverse: Tensor,
+    scores: Tensor,
     gamma: Tensor,
     gates: Tensor,
     raw: bool,
@@ -88,10 +92,10 @@ def triton_write_backward(
     """Gradients of keys, values, queries (empty if nothing was read), log_decay, beta and the initial state."""
     if errors.numel() == 0:
         _, errors, states, _ = launch.scan(
-            keys, values, None, inverse, gamma, gates, initial_state, documents, scale=scale, keep=True
+            keys, values, None, inverse, scores, gates, initial_state, scale=scale, keep=True
         )
     dk, dv, dq, dg, db, d_initial = launch.write_backward(
-        d_out, d_errors, d_states, d_final, keys, queries, errors, states, inverse, gamma, gates, documents,
+        d_out, d_errors, d_states, d_final, keys, queries, errors, states, inverse, scores, gamma, gates, documents,
         raw=raw, scale=scale,
     )  # fmt: skip
     return dk, dv, keys.new_empty(0) if dq is None else dq, dg, db, d_initial
@@ -111,6 +115,7 @@ def _(
     errors: Tensor,
     states: Tensor,
     inverse: Tensor,
+    scores: Tensor,
     gamma: Tensor,
     gates: Tensor,
     raw: bool,
@@ -129,10 +134,10 @@ def _(
 
 def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     keys, values, queries, _, _, initial_state, documents, ctx.raw, ctx.scale, _ = inputs
-    _, _, errors, states, inverse, gamma, gates = output
+    _, _, errors, states, inverse, scores, gamma, gates = output
     ctx.has_initial = initial_state is not None
     ctx.set_materialize_grads(False)  # an output nobody read costs no zeros
-    ctx.save_for_backward(keys, values, queries, initial_state, documents, errors, states, inverse, gamma, gates)
+    ctx.save_for_backward(keys, values, queries, initial_state, documents, errors, states, inverse, scores, gamma, gates)
 
 
 def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal):  # type: ignore[no-untyped-def]
@@ -280,7 +285,7 @@ def write_and_read(
         new = torch.empty_like(state)
         out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
         return (new,), new, None if out is None else out.to(values.dtype)
-    out, final, errors, states, _, gamma, gates = triton_write(k, v, q, g, b, s, ids, raw, scale, keep)
+    out, final, errors, states, _, _, gamma, gates = triton_write(k, v, q, g, b, s, ids, raw, scale, keep)
     parts = (k, errors, states, g, b, gamma, gates, ids) if keep else ()
     return parts, final, None if q is None else out.to(values.dtype)
 

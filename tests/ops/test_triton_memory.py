@@ -215,7 +215,7 @@ def test_operators_are_registered_whole(ops: Any) -> None:
     given = (x["keys"], x["values"], x["queries"], x["log_decay"], x["beta"], x["initial_state"], None)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(ops.triton_write, (*given, False, 0.5, True), test_utils=tests)
-    _, _, kept, states, _, gamma, gates = ops.triton_write(*given, False, 0.5, True)
+    _, _, kept, states, _, _, gamma, gates = ops.triton_write(*given, False, 0.5, True)
     torch.library.opcheck(
         ops.triton_read,
         (x["others"], x["keys"], kept, states, x["log_decay"], x["beta"], gamma, gates, None, 0.5),
