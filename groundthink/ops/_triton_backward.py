@@ -47,10 +47,9 @@ def scan_backward_kernel(
         place = ((b * N + n) * HV + h) * K * V + ck[None, :] * V + cv[:, None]
         key = tl.load(k_rows + t[:, None] * skt, mask=t[:, None] < T, other=0.0)
         inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])
-        erase_in = tl.load(gates + tile * 256 + 64 + i)
-        kept = tl.load(gates + tile * 256 + 128 + i)
-        beta = tl.load(gates + tile * 256 + 192 + i)
-        through = tl.load(gates + tile * 256 + 63)
+        erase_in = tl.load(gates + tile * 320 + 64 + i)
+        kept = tl.load(gates + tile * 320 + 256 + i)
+        through = tl.load(gates + tile * 320 + 63)
         end = d_state.to(dt)
         tl.store(d_ends + place, end)
         d_error = tl.dot(end, tl.trans(key), input_precision=IP) * kept[None, :]
@@ -58,13 +57,12 @@ def scan_backward_kernel(
         if READ:
             query = tl.load(q_rows + t[:, None] * sqt, mask=t[:, None] < T, other=0.0)
             answer = tl.load(d_out + columns + t[None, :] * HV * V, mask=t[None, :] < T, other=0.0)
-            read_in = tl.load(gates + tile * 256 + i)
+            read_in = tl.load(gates + tile * 320 + i)
             score = tl.load(scores + tile * 4096 + i[:, None] * 64 + i[None, :])
             d_error = tl.dot(answer, score, d_error, input_precision=IP)
             d_state = tl.dot(
                 (answer.to(tl.float32) * (read_in * scale)[None, :]).to(dt), query, d_state, input_precision=IP
             )
-        d_error = d_error * beta[None, :]
         if HAS_D_ERRORS:
             d_error += tl.load(d_errors + columns + t[None, :] * HV * V, mask=t[None, :] < T, other=0.0)
         d_value = tl.dot(d_error.to(dt), inv, input_precision=IP)
@@ -75,14 +73,27 @@ def scan_backward_kernel(
     tl.store(d_initial + corner, d_state)
 
 
+@triton.jit
+def _decay_up(row, column, row_doc, column_doc, above, HAS_DOCS: tl.constexpr):
+    """The transpose of `_decay`: exp(column_i - row_j) where `above` and in one document."""
+    if HAS_DOCS:
+        above = above & (row_doc[:, None] == column_doc[None, :])
+    difference = (column[None, :] - row[:, None]).to(tl.float32)
+    return tl.exp(tl.where(above, difference, float("-inf")))
+
+
 @triton.jit(do_not_specialize=["T", "N"])
-def query_gradient_kernel(
-    k, q, errors, d_out, states, gamma, gates, docs, dq, d_log_decay,
+def gradients_kernel(
+    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, dq, dk, d_beta, d_log_decay,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
-    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, HAS_DOCS: tl.constexpr, IP: tl.constexpr,
-    STAGES: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
+    HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one chunk's queries, dq [B,T,HV,K], and the gates' gradient as far as reading goes."""
+    """Gradients of keys, queries and gates of one chunk of one value head; dq, dk [B,T,HV,K] are not yet folded.
+
+    Three passes over the value columns, each with few accumulators; the barriers between them keep the compiler from
+    carrying what it could load again, so that two programs fit on a multiprocessor.
+    """
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
     bn = pid // HV
@@ -97,92 +108,42 @@ def query_gradient_kernel(
     q_base = q + b * sqb + t0.to(tl.int64) * sqt + (h // (HV // HQ)) * sqh
     v_rows = i[:, None] * (HV * V)
     corner = (bn * HV + h) * K * V
-    tile = (b * HV + h) * N + n
-    dt = k.dtype.element_ty
-    dr = tl.zeros([64, 64], tl.float32)
-    d_query = tl.zeros([64, K], tl.float32)
-    for iv in tl.range(0, V // BV, num_stages=STAGES):
-        cv = iv * BV + tl.arange(0, BV)
-        answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-        start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
-        dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
-        d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
-    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
-    query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
-    y = tl.load(gamma + tile * 64 + i)
-    read_in = tl.load(gates + tile * 256 + i)
-    beta = tl.load(gates + tile * 256 + 192 + i)
-    doc = i
-    if HAS_DOCS:
-        doc = tl.load(docs + b * T + tl.minimum(t0 + i, T - 1))
-    # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
-    own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
-    fade = _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
-    d_query = tl.dot((dr * fade).to(dt), key, d_query * (read_in * scale)[:, None], input_precision=IP)
-    d_gamma = tl.sum(query.to(tl.float32) * d_query, 1)
-    d_query += own[:, None] * key.to(tl.float32)
     place = (b * T + t0) * HV * K + h * K
-    tl.store(dq + place + (i[:, None] * (HV * K) + ck[None, :]), d_query.to(dq.dtype.element_ty), mask=inside[:, None])
+    y_at = gamma + ((b * HV + h) * N + n) * 64
+    gate = gates + ((b * HV + h) * N + n) * 320
     at = (b * T + t0) * HV + h
-    tl.store(d_log_decay + at + i * HV, tl.cumsum(d_gamma, 0, reverse=True), mask=inside)
-
-
-@triton.jit(do_not_specialize=["T", "N"])
-def key_gradient_kernel(
-    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, dk, d_beta, d_log_decay,
-    T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
-    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
-    HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Gradients of one chunk's keys, dk [B,T,HV,K], and gates; with a read, added to what its kernel left."""
-    pid = tl.program_id(0).to(tl.int64)
-    h = pid % HV
-    bn = pid // HV
-    b, n = bn // N, bn % N
-    i = tl.arange(0, 64)
-    ck = tl.arange(0, K)
-    t0 = (n * 64).to(tl.int32)
-    inside = t0 + i < T
-    v_base = (b * T + t0) * HV * V + h * V
-    k_base = k + b * skb + t0.to(tl.int64) * skt + (h // (HV // H)) * skh
-    q_base = q + b * sqb + t0.to(tl.int64) * sqt + (h // (HV // HQ)) * sqh
-    v_rows = i[:, None] * (HV * V)
-    corner = (bn * HV + h) * K * V
-    tile = (b * HV + h) * N + n
     dt = k.dtype.element_ty
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t0 + i, T - 1))
-    y = tl.load(gamma + tile * 64 + i)
-    eta = y
-    if RAW:
-        eta = tl.load(gamma + tile * 64 + i - 1, mask=i > 0, other=0.0)
-    beta = tl.load(gates + tile * 256 + 192 + i)
+    d_gamma = tl.zeros([64], tl.float32)
 
-    dm = tl.zeros([64, 64], tl.float32)  # as a row: what token i erased
-    d_key = tl.zeros([64, K], tl.float32)
-    carried = tl.zeros([BV, BV], tl.float32)  # its trace is <S0, dS1>
-    for iv in tl.range(0, V // BV, num_stages=STAGES):
-        cv = iv * BV + tl.arange(0, BV)
-        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-        d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-        start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
-        end = tl.load(d_ends + corner + (ck[:, None] * V + cv[None, :]))
-        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
-        d_key = tl.dot(d_value, tl.trans(start), d_key, input_precision=IP)
-        carried = tl.dot(tl.trans(start), end, carried, input_precision=IP)
-    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
-    erase_in = tl.load(gates + tile * 256 + 64 + i)
-    through = tl.load(gates + tile * 256 + 63)
-    fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * beta[None, :]
-    d_key = tl.dot((-dm * fade).to(dt), key, -d_key * erase_in[:, None], input_precision=IP)
-    d_eta = tl.sum(key.to(tl.float32) * d_key, 1)
-    column = tl.arange(0, BV)
-    carried = tl.where(column[:, None] == column[None, :], carried, 0.0)
-    everywhere = through * tl.sum(tl.sum(carried, 1), 0)
+    if READ:  # what token i read
+        dr = tl.zeros([64, 64], tl.float32)
+        d_query = tl.zeros([64, K], tl.float32)
+        for iv in tl.range(0, V // BV, num_stages=STAGES):
+            cv = iv * BV + tl.arange(0, BV)
+            answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+            error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+            start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
+            dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
+            d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
+        key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
+        query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
+        y = tl.load(y_at + i)
+        read_in = tl.load(gate + i)
+        beta = tl.load(gate + 192 + i)
+        # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
+        own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
+        fade = _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
+        d_query = tl.dot((dr * fade).to(dt), key, d_query * (read_in * scale)[:, None], input_precision=IP)
+        d_gamma += tl.sum(query.to(tl.float32) * d_query, 1)
+        d_query += own[:, None] * key.to(tl.float32)
+        stored = dq + place + (i[:, None] * (HV * K) + ck[None, :])
+        tl.store(stored, d_query.to(dq.dtype.element_ty), mask=inside[:, None])
+        tl.debug_barrier()
 
-    dm_t = tl.zeros([64, 64], tl.float32)  # as a column: what token j wrote
+    dm_t = tl.zeros([64, 64], tl.float32)  # what token j wrote
     dr_t = tl.zeros([64, 64], tl.float32)
     z = tl.zeros([64, K], tl.float32)
     for iv in tl.range(0, V // BV, num_stages=STAGES):
@@ -195,34 +156,70 @@ def key_gradient_kernel(
         if READ:
             answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
             dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
-    kept = tl.load(gates + tile * 256 + 128 + i)
-    z *= kept[:, None]
-    everywhere += tl.sum(tl.sum(key.to(tl.float32) * z, 1) * beta, 0)
+    y = tl.load(y_at + i)
+    eta = y
+    if RAW:
+        eta = tl.load(y_at + i - 1, mask=i > 0, other=0.0)
     above = i[:, None] < i[None, :]
-    if HAS_DOCS:
-        above = above & (doc[:, None] == doc[None, :])
-    fade = tl.where(above, tl.exp(tl.minimum((eta[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
-    z = tl.dot((-dm_t * fade).to(dt), key, z, input_precision=IP)
-    at = (b * T + t0) * HV + h + i * HV
+    fade = _decay_up(y, eta, doc, doc, above, HAS_DOCS)
+    erased = (-dm_t * fade).to(dt)
+    own = tl.zeros([64], tl.float32)
     if READ:
         if RAW:
-            fade = tl.where(above, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0)
+            fade = _decay_up(y, y, doc, doc, above, HAS_DOCS)
+        own += tl.sum(tl.where(i[:, None] == i[None, :], dr_t, 0.0), 1) * scale
+        asked = (dr_t * (fade * scale)).to(dt)
+    beta = tl.load(gate + 192 + i)
+    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
+    z *= tl.load(gate + 128 + i)[:, None]
+    everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1) * beta, 0)
+    z = tl.dot(erased, key, z, input_precision=IP)
+    db = tl.zeros([64], tl.float32)
+    if READ:
         query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
-        z = tl.dot((dr_t * (fade * scale)).to(dt), query, z, input_precision=IP)
-    db = tl.sum(key.to(tl.float32) * z, 1)
-    d_steps = tl.cumsum(d_eta - beta * db, 0, reverse=True) + everywhere
+        z = tl.dot(asked, query, z, input_precision=IP)
+        d_gamma -= beta * tl.sum(key.to(tl.float32) * z, 1)
+        z += own[:, None] * query.to(tl.float32)
+        db += tl.sum(key.to(tl.float32) * z, 1)
+    else:
+        db += tl.sum(key.to(tl.float32) * z, 1)
+        d_gamma -= beta * db
+    tl.store(d_beta + at + i * HV, db, mask=inside)
+    d_key = z * beta[:, None]
+    written = beta * db  # k . d_key so far
+    tl.debug_barrier()
+
+    dm = tl.zeros([64, 64], tl.float32)  # what token i erased
+    carried = tl.zeros([BV, BV], tl.float32)  # its trace is <S0, dS1>
+    erase_in = tl.load(gate + 64 + i)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
+        end = tl.load(d_ends + corner + (ck[:, None] * V + cv[None, :]))
+        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
+        faded = (d_value.to(tl.float32) * -erase_in[:, None]).to(dt)
+        d_key = tl.dot(faded, tl.trans(start), d_key, input_precision=IP)
+        carried = tl.dot(tl.trans(start), end, carried, input_precision=IP)
+    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
+    y = tl.load(y_at + i)
+    eta = y
+    if RAW:
+        eta = tl.load(y_at + i - 1, mask=i > 0, other=0.0)
+    beta = tl.load(gate + 192 + i)
+    fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * beta[None, :]
+    d_key = tl.dot((-dm * fade).to(dt), key, d_key, input_precision=IP)
+    d_eta = tl.sum(key.to(tl.float32) * d_key, 1) - written
+    column = tl.arange(0, BV)
+    carried = tl.where(column[:, None] == column[None, :], carried, 0.0)
+    everywhere += tl.load(gate + 63) * tl.sum(tl.sum(carried, 1), 0)
+    d_steps = tl.cumsum(d_gamma + d_eta, 0, reverse=True) + everywhere
     if RAW:
         d_steps -= d_eta  # the raw error's eta_i stops one step before gamma_i
-    if READ:
-        own = tl.sum(tl.where(i[:, None] == i[None, :], dr_t, 0.0), 1) * scale
-        z += own[:, None] * query.to(tl.float32)
-        db += own * tl.sum(key.to(tl.float32) * query.to(tl.float32), 1)
-        d_steps += tl.load(d_log_decay + at, mask=inside, other=0.0)
-    tl.store(d_beta + at, db, mask=inside)
-    tl.store(d_log_decay + at, d_steps, mask=inside)
-    place = (b * T + t0) * HV * K + h * K
-    d_key += beta[:, None] * z
-    tl.store(dk + place + (i[:, None] * (HV * K) + ck[None, :]), d_key.to(dk.dtype.element_ty), mask=inside[:, None])
+    tl.store(d_log_decay + at + i * HV, d_steps, mask=inside)
+    stored = dk + place + (i[:, None] * (HV * K) + ck[None, :])
+    tl.store(stored, d_key.to(dk.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -246,8 +243,8 @@ def read_backward_kernel(
     rows = b * T * HV * V + t[:, None] * HV * V + h * V
     corner = (bn * HV + h) * K * V + ck[:, None] * V
     y = tl.load(gamma + tile * 64 + i)
-    read_in = tl.load(gates + tile * 256 + i)
-    beta = tl.load(gates + tile * 256 + 192 + i)
+    read_in = tl.load(gates + tile * 320 + i)
+    beta = tl.load(gates + tile * 320 + 192 + i)
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t, T - 1))

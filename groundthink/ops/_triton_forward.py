@@ -21,7 +21,7 @@ def _decay(row, column, row_doc, column_doc, keep, HAS_DOCS: tl.constexpr):
     if HAS_DOCS:
         keep = keep & (row_doc[:, None] == column_doc[None, :])
     difference = (row[:, None] - column[None, :]).to(tl.float32)
-    return tl.where(keep, tl.exp(tl.minimum(difference, 0.0)), 0.0)
+    return tl.exp(tl.where(keep, difference, float("-inf")))
 
 
 @triton.jit
@@ -63,7 +63,8 @@ def prepare_kernel(
     K: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr, HAS_DOCS: tl.constexpr, WIDE: tl.constexpr,
     IP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Per chunk and value head: inverse, scores = scale * tril((Q K^T) * G), gamma, gates (read_in, erase_in, out, beta)."""
+    """Per chunk and value head: inverse, scores = scale * tril((Q K^T) * G) diag(beta), gamma, and gates: read_in,
+    erase_in, out, beta, beta * out."""
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
     n = (pid // HV) % N
@@ -93,21 +94,23 @@ def prepare_kernel(
         erase_in = tl.where(doc == before, erase_in, 0.0)
         out = tl.where(doc == tl.load(row + tl.minimum(n * 64 + 63, T - 1)), out, 0.0)
     tl.store(gamma + tile * 64 + i, y)
-    tl.store(gates + tile * 256 + i, read_in)
-    tl.store(gates + tile * 256 + 64 + i, erase_in)
-    tl.store(gates + tile * 256 + 128 + i, out)
-    tl.store(gates + tile * 256 + 192 + i, strength)
+    tl.store(gates + tile * 320 + i, read_in)
+    tl.store(gates + tile * 320 + 64 + i, erase_in)
+    tl.store(gates + tile * 320 + 128 + i, out)
+    tl.store(gates + tile * 320 + 192 + i, strength)
+    tl.store(gates + tile * 320 + 256 + i, strength * out)
     dt = inverse.dtype.element_ty
     square = tile * 4096 + i[:, None] * 64 + i[None, :]
-    fade = _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS)
+    fade = _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * strength[None, :]
     if READ:
         query = tl.load(q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + c[None, :], mask=inside, other=0.0)
-        tl.store(scores + square, (tl.dot(query, tl.trans(key), input_precision=IP) * fade * scale).to(dt))
+        score = tl.dot(query, tl.trans(key), input_precision=IP) * fade
+        tl.store(scores + square, (score * scale).to(dt))
     if RAW:
-        fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS)
+        fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * strength[None, :]
     else:
         fade = tl.where(i[:, None] > i[None, :], fade, 0.0)
-    lower = tl.dot(key, tl.trans(key), input_precision=IP) * fade * strength[None, :]
+    lower = tl.dot(key, tl.trans(key), input_precision=IP) * fade
     tl.store(inverse + square, _invert(lower, MP).to(dt))
 
 
@@ -144,10 +147,9 @@ def scan_kernel(
         inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])
         ahead = t + 64
         next_value = tl.load(v_columns + ahead[None, :] * svt, mask=ahead[None, :] < T, other=0.0)
-        erase_in = tl.load(gates + tile * 256 + 64 + i)
-        kept = tl.load(gates + tile * 256 + 128 + i)
-        beta = tl.load(gates + tile * 256 + 192 + i)
-        through = tl.load(gates + tile * 256 + 63)
+        erase_in = tl.load(gates + tile * 320 + 64 + i)
+        kept = tl.load(gates + tile * 320 + 256 + i)
+        through = tl.load(gates + tile * 320 + 63)
         start = state.to(dt)
         if KEEP:
             tl.store(states + ((b * N + n) * HV + h) * K * V + ck[None, :] * V + cv[:, None], start)
@@ -158,13 +160,12 @@ def scan_kernel(
             tl.store(errors + out_columns + t[None, :] * HV * V, error.to(dt), mask=t[None, :] < T)
         if READ:
             query = tl.load(q_rows + t[:, None] * sqt, mask=t[:, None] < T, other=0.0)
-            read_in = tl.load(gates + tile * 256 + i)
+            read_in = tl.load(gates + tile * 320 + i)
             score = tl.load(scores + tile * 4096 + i[:, None] * 64 + i[None, :])
             answer = tl.dot(start, tl.trans(query), input_precision=IP) * (read_in * scale)[None, :]
-            pseudo = (error * beta[None, :]).to(dt)
-            answer = tl.dot(pseudo, tl.trans(score), answer, input_precision=IP)
+            answer = tl.dot(error.to(dt), tl.trans(score), answer, input_precision=IP)
             tl.store(out + out_columns + t[None, :] * HV * V, answer.to(dt), mask=t[None, :] < T)
-        written = (error * (beta * kept)[None, :]).to(dt)
+        written = (error * kept[None, :]).to(dt)
         state = tl.dot(written, key, state * through, input_precision=IP)
         value = next_value
     tl.store(final + corner, state)
@@ -195,8 +196,8 @@ def read_kernel(
     place = b * T * HV * V + t[:, None] * HV * V + h * V + cv[None, :]
     error = tl.load(errors + place, mask=inside, other=0.0)
     y = tl.load(gamma + tile * 64 + i)
-    read_in = tl.load(gates + tile * 256 + i)
-    beta = tl.load(gates + tile * 256 + 192 + i)
+    read_in = tl.load(gates + tile * 320 + i)
+    beta = tl.load(gates + tile * 320 + 192 + i)
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t, T - 1))

@@ -32,16 +32,16 @@ def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Con
     match kernel:
         case "prepare":
             return Config(64, 4, 1)
-        case "scan":
-            return Config(min(value_dim, 32 if wide else 64), 4, 2)
-        case "scan_backward":
-            return Config(min(value_dim, 32 if wide else 64), 4, 2)
+        case "scan" if key_dim == 128 and value_dim >= 128:
+            return Config(128, 8, 3)
+        case "scan" | "scan_backward":
+            return Config(min(value_dim, 32 if wide else 64), 4, 2 if key_dim > 64 else 3)
+        case "gradients":
+            return Config(min(value_dim, 32 if wide else 64), 8 if wide else 4, 1 if wide or value_dim <= 64 else 2)
         case "read":
-            return Config(min(value_dim, 64 if wide else 128), 4, 1)
-        case "query_gradient":
             return Config(min(value_dim, 64), 4, 1)
         case _:
-            return Config(min(value_dim, 32 if wide else 64), 8 if key_dim > 64 else 4, 1)
+            return Config(min(value_dim, 32 if wide else 64), 8, 1 if wide else 2)
 
 
 def n_chunks(length: int) -> int:
@@ -73,7 +73,7 @@ def prepare(
     raw: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per chunk: inverse [B,HV,N,64,64] and scores (or [0]) in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,4,64]."""
+    """Per chunk: inverse [B,HV,N,64,64] and scores (or [0]) in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,5,64]."""
     batch, length, heads = log_decay.shape
     n, key_dim = n_chunks(length), keys.shape[-1]
     # running sums reach -20 * 64: float32 inputs are promised more digits of their differences than float32 holds
@@ -82,7 +82,7 @@ def prepare(
     inverse = keys.new_empty(batch, heads, n, CHUNK, CHUNK)
     scores = torch.empty_like(inverse) if queries is not None else keys.new_empty(0)
     gamma = log_decay.new_empty(batch, heads, n, CHUNK, dtype=torch.float64 if wide else torch.float32)
-    gates = log_decay.new_empty(batch, heads, n, 4, CHUNK)
+    gates = log_decay.new_empty(batch, heads, n, 5, CHUNK)
     c = config("prepare", key_dim, 0, keys.dtype)
     forward.prepare_kernel[(batch * n * heads,)](
         keys, asked, log_decay, beta, documents, inverse, scores, gamma, gates,
@@ -198,18 +198,11 @@ def write_backward(
     dq = _unfolded(asked, heads) if has_read else dk
     dg = gates.new_empty(batch, length, heads)
     db = torch.empty_like(dg)
-    packed = documents is not None
-    if has_read:
-        c = config("query_gradient", key_dim, value_dim, keys.dtype)
-        backward.query_gradient_kernel[(batch * n * heads,)](
-            keys, asked, errors, d_out, states, gamma, gates, documents, dq, dg, *sizes,
-            K=key_dim, V=value_dim, BV=c.block, HAS_DOCS=packed, IP=_precision(keys.dtype),
-            STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
-        )  # fmt: skip
-    c = config("key_gradient", key_dim, value_dim, keys.dtype)
-    backward.key_gradient_kernel[(batch * n * heads,)](
-        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, dk, db, dg, *sizes,
-        BV=c.block, RAW=raw, HAS_DOCS=packed, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
+    c = config("gradients", key_dim, value_dim, keys.dtype)
+    backward.gradients_kernel[(batch * n * heads,)](
+        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, dq, dk, db, dg, *sizes,
+        BV=c.block, RAW=raw, HAS_DOCS=documents is not None, STAGES=c.stages, num_warps=c.warps,
+        maxnreg=c.registers, **shared,
     )  # fmt: skip
     dq_folded = _fold(dq, asked) if has_read else None
     return _fold(dk, keys), dv, dq_folded, dg, db, d_initial

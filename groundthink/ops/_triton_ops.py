@@ -65,7 +65,7 @@ def _(
         keys.new_empty(batch, heads, n, launch.CHUNK, launch.CHUNK),
         keys.new_empty((batch, heads, n, launch.CHUNK, launch.CHUNK) if queries is not None else (0,)),
         log_decay.new_empty(batch, heads, n, launch.CHUNK, dtype=wide),
-        log_decay.new_empty(batch, heads, n, 4, launch.CHUNK),
+        log_decay.new_empty(batch, heads, n, 5, launch.CHUNK),
     )
 
 
