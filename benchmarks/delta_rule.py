@@ -81,15 +81,12 @@ def measure(shape: tuple[int, int, int, int, int]) -> dict[str, float]:
     rest = {"initial_state": None, "documents": None, "raw": False, "scale": scale}
 
     def write(keep: bool) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor | None]:
-        return _triton_ops.write_and_read(
-            x["k"], x["v"], x["q"], log_decay=x["g"], beta=x["b"], keep=keep, **rest
-        )
+        return _triton_ops.write_and_read(x["k"], x["v"], x["q"], log_decay=x["g"], beta=x["b"], keep=keep, **rest)
 
     with torch.no_grad():
         result = {"forward": milliseconds(lambda: write(False))}
         parts = write(True)[0]
         result["second_read"] = milliseconds(lambda: _triton_ops.read(parts, x["q"], scale=scale))
-        del parts
     for t in x.values():
         t.requires_grad_()
 

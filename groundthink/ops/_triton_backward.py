@@ -5,10 +5,12 @@ first state:
     dE = beta * (out * (K dS1) + R^T dO) + (later reads),  dV = inverse^T dE,
     dS0 = through dS1 + (scale read_in Q)^T dO - (erase_in K)^T dV + (later reads).
 Everything else is parallel over chunks. Gradients of a token's key fall apart into its part as a row (it is read and
-erases) and as a column Z (it was written): dbeta_j = k_j . Z_j, and the gradients of gamma and eta are row products
-of keys and queries with their own gradients, so no product is formed for gates alone.
+erases) and as a column Z (it was written): beta_j dbeta_j = k_j . Z_j, and the gradients of gamma and eta are row
+products of keys and queries with their own gradients, so no product is formed for gates alone.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (a kernel's arguments are pointers, numbers and compile-time constants: Triton's compiler types them)
 from __future__ import annotations
 
 import triton
@@ -71,6 +73,17 @@ def scan_backward_kernel(
         if HAS_D_STATES:
             d_state += tl.load(d_states + place)
     tl.store(d_initial + corner, d_state)
+
+
+@triton.jit
+def _strength(beta):
+    """(strength, share) with strength * share = beta and strength > 0.
+
+    What a token wrote enters its products scaled by strength, rounded exactly as where it is read: so the gates'
+    gradients, differences of the two, cancel what they should. Only where beta is about 0 the factor stays outside.
+    """
+    tiny = tl.abs(beta) < 1e-6
+    return tl.where(tiny, 1.0, beta), tl.where(tiny, beta, 1.0)
 
 
 @triton.jit
@@ -161,32 +174,33 @@ def gradients_kernel(
     if RAW:
         eta = tl.load(y_at + i - 1, mask=i > 0, other=0.0)
     above = i[:, None] < i[None, :]
-    fade = _decay_up(y, eta, doc, doc, above, HAS_DOCS)
+    beta = tl.load(gate + 192 + i)
+    strength, share = _strength(beta)
+    fade = _decay_up(y, eta, doc, doc, above, HAS_DOCS) * strength[:, None]
     erased = (-dm_t * fade).to(dt)
     own = tl.zeros([64], tl.float32)
     if READ:
         if RAW:
-            fade = _decay_up(y, y, doc, doc, above, HAS_DOCS)
-        own += tl.sum(tl.where(i[:, None] == i[None, :], dr_t, 0.0), 1) * scale
+            fade = _decay_up(y, y, doc, doc, above, HAS_DOCS) * strength[:, None]
+        own += tl.sum(tl.where(i[:, None] == i[None, :], dr_t, 0.0), 1) * scale * strength
         asked = (dr_t * (fade * scale)).to(dt)
-    beta = tl.load(gate + 192 + i)
     key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
-    z *= tl.load(gate + 128 + i)[:, None]
-    everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1) * beta, 0)
+    z *= (tl.load(gate + 128 + i) * strength)[:, None]
+    everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1) * share, 0)
     z = tl.dot(erased, key, z, input_precision=IP)
-    db = tl.zeros([64], tl.float32)
+    written = tl.zeros([64], tl.float32)
     if READ:
         query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
         z = tl.dot(asked, query, z, input_precision=IP)
-        d_gamma -= beta * tl.sum(key.to(tl.float32) * z, 1)
+        d_gamma -= share * tl.sum(key.to(tl.float32) * z, 1)
         z += own[:, None] * query.to(tl.float32)
-        db += tl.sum(key.to(tl.float32) * z, 1)
+        written += tl.sum(key.to(tl.float32) * z, 1)
     else:
-        db += tl.sum(key.to(tl.float32) * z, 1)
-        d_gamma -= beta * db
-    tl.store(d_beta + at + i * HV, db, mask=inside)
-    d_key = z * beta[:, None]
-    written = beta * db  # k . d_key so far
+        written += tl.sum(key.to(tl.float32) * z, 1)
+        d_gamma -= share * written
+    tl.store(d_beta + at + i * HV, written / strength, mask=inside)
+    written *= share  # k . d_key so far
+    d_key = z * share[:, None]
     tl.debug_barrier()
 
     dm = tl.zeros([64, 64], tl.float32)  # what token i erased
@@ -277,15 +291,16 @@ def read_backward_kernel(
     own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale
     fade = _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
     d_query = tl.dot((dr * fade).to(dt), key, from_read * (read_in * scale)[:, None], input_precision=IP)
-    z = tl.dot((dr_t * tl.where(i[:, None] == i[None, :], 0.0, fade_t)).to(dt), query, input_precision=IP)
+    strength, share = _strength(beta)
+    fade_t = tl.where(i[:, None] == i[None, :], 0.0, fade_t) * strength[:, None]
+    z = tl.dot((dr_t * fade_t).to(dt), query, input_precision=IP)
     query32, key32 = query.to(tl.float32), key.to(tl.float32)
-    db = tl.sum(key32 * z, 1)
-    d_gamma = tl.sum(query32 * d_query, 1) - beta * db
+    d_gamma = tl.sum(query32 * d_query, 1) - share * tl.sum(key32 * z, 1)
     d_query += (beta * own)[:, None] * key32
-    z += own[:, None] * query32
-    db += own * tl.sum(key32 * query32, 1)
+    z += (own * strength)[:, None] * query32
+    db = tl.sum(key32 * z, 1) / strength
     tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
-    tl.store(dk + place, (beta[:, None] * z).to(dk.dtype.element_ty), mask=inside)
+    tl.store(dk + place, (share[:, None] * z).to(dk.dtype.element_ty), mask=inside)
     at = b * T * HV + t * HV + h
     tl.store(d_beta + at, db, mask=t < T)
     tl.store(d_log_decay + at, tl.cumsum(d_gamma, 0, reverse=True), mask=t < T)

@@ -9,6 +9,8 @@ each product's result is the next one's left operand without a trip through shar
 never transposed into another (miscompiled on Hopper before Triton 3.7.1): the transposed product is computed instead.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (a kernel's arguments are pointers, numbers and compile-time constants: Triton's compiler types them)
 from __future__ import annotations
 
 import triton

@@ -32,9 +32,9 @@ def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Con
     match kernel:
         case "prepare":
             return Config(64, 4, 1)
-        case "scan" if key_dim == 128 and value_dim >= 128:
+        case "scan_only" | "scan_backward" if key_dim == 128 and value_dim >= 128:
             return Config(128, 8, 3)
-        case "scan" | "scan_backward":
+        case "scan" | "scan_only" | "scan_backward":
             return Config(min(value_dim, 32 if wide else 64), 4, 2 if key_dim > 64 else 3)
         case "gradients":
             return Config(min(value_dim, 32 if wide else 64), 8 if wide else 4, 1 if wide or value_dim <= 64 else 2)
@@ -73,7 +73,7 @@ def prepare(
     raw: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per chunk: inverse [B,HV,N,64,64] and scores (or [0]) in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,5,64]."""
+    """Per chunk: inverse and scores [B,HV,N,64,64] in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,5,64]."""
     batch, length, heads = log_decay.shape
     n, key_dim = n_chunks(length), keys.shape[-1]
     # running sums reach -20 * 64: float32 inputs are promised more digits of their differences than float32 holds
@@ -113,12 +113,14 @@ def scan(
     errors = values.new_empty(values.shape if keep else (0,))
     states = values.new_empty((batch, n, heads, key_dim, value_dim) if keep else (0,))
     final = gates.new_empty(batch, heads, key_dim, value_dim)
-    c = config("scan", key_dim, value_dim, keys.dtype)
+    # what is kept passes through registers: two smaller programs per multiprocessor hide that better than one
+    c = config("scan" if keep else "scan_only", key_dim, value_dim, keys.dtype)
     forward.scan_kernel[(batch * heads * (value_dim // c.block),)](
         keys, values, asked, inverse, scores, gates, initial_state, out, errors, states, final,
         length, n, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale,
         K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
-        HAS_INITIAL=initial_state is not None, IP=_precision(keys.dtype), STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
+        HAS_INITIAL=initial_state is not None, IP=_precision(keys.dtype), STAGES=c.stages, num_warps=c.warps,
+        maxnreg=c.registers,
     )  # fmt: skip
     return out, errors, states, final
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from groundthink.errors import BackendError
 from groundthink.ops import _triton_launch as launch
 from groundthink.ops import _triton_step as step
 from groundthink.ops._shapes import expand_heads
@@ -30,11 +31,12 @@ def triton_write(
     scale: float,
     keep: bool,
 ) -> WriteOutput:
-    """(out, final_state, errors, states, inverse, scores, gamma, gates); out and scores are empty without queries, and errors and states
-    are empty unless kept. Contiguous rows, one dtype (bf16 or float32), float32 gates and state, int32 documents."""
-    inverse, scores, gamma, gates = launch.prepare(
-        keys, queries, log_decay, beta, documents, raw=raw, scale=scale
-    )
+    """(out, final_state, errors, states, inverse, scores, gamma, gates).
+
+    out and scores are empty without queries, errors and states unless kept. Contiguous rows, one dtype (bf16 or
+    float32), float32 gates and state, int32 documents.
+    """
+    inverse, scores, gamma, gates = launch.prepare(keys, queries, log_decay, beta, documents, raw=raw, scale=scale)
     out, errors, states, final = launch.scan(
         keys, values, queries, inverse, scores, gates, initial_state, scale=scale, keep=keep
     )
@@ -137,7 +139,9 @@ def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, _, errors, states, inverse, scores, gamma, gates = output
     ctx.has_initial = initial_state is not None
     ctx.set_materialize_grads(False)  # an output nobody read costs no zeros
-    ctx.save_for_backward(keys, values, queries, initial_state, documents, errors, states, inverse, scores, gamma, gates)
+    ctx.save_for_backward(
+        keys, values, queries, initial_state, documents, errors, states, inverse, scores, gamma, gates
+    )
 
 
 def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal):  # type: ignore[no-untyped-def]
@@ -272,7 +276,17 @@ def write_and_read(
 
     Returns:
         (parts for `read`, final state [B,HV,K,V] float32, [B,T,HV,V] in the values' dtype or None).
+
+    Raises:
+        BackendError: a key or value size that has no kernel.
     """
+    for name, x in (("keys", keys), ("values", values)):
+        if x.shape[-1] not in launch.WIDTHS:
+            raise BackendError(
+                f"the kernels have no {name} of size {x.shape[-1]}",
+                where="backend triton",
+                fix=f"choose one of {launch.WIDTHS}, or another backend",
+            )
     dtype = _kernel_dtype(keys)
     k, v = (launch.rows_contiguous(x.to(dtype)) for x in (keys, values))
     q = None if queries is None else launch.rows_contiguous(queries.to(dtype))

@@ -1,5 +1,7 @@
 """The decode step as one Triton kernel: one token into each state, and one read out of it."""
 
+# mypy: disable-error-code="no-untyped-def"
+# (a kernel's arguments are pointers, numbers and compile-time constants: Triton's compiler types them)
 from __future__ import annotations
 
 import torch
@@ -65,7 +67,8 @@ def launch_step(
     out = None if queries is None else values.new_empty(batch, 1, heads, value_dim)
     block = min(value_dim, max(16, 2048 // key_dim))
     step_kernel[(batch * heads * (value_dim // block),)](
-        keys, values, asked, log_decay.contiguous(), beta.contiguous(), state, values if out is None else out, new_state,
+        keys, values, asked, log_decay.contiguous(), beta.contiguous(), state,
+        values if out is None else out, new_state,
         keys.stride(0), keys.stride(2), values.stride(0), values.stride(2), asked.stride(0), asked.stride(2),
         keys.shape[2], asked.shape[2], heads, scale,
         K=key_dim, V=value_dim, BV=block, READ=out is not None, RAW=raw, num_warps=2,
