@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from groundthink.errors import BackendError
 from groundthink.ops import _triton_launch as launch
@@ -18,8 +19,7 @@ from groundthink.ops._shapes import expand_heads
 WriteOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("groundthink::triton_write", mutates_args=())
-def triton_write(
+def _write(
     keys: Tensor,
     values: Tensor,
     queries: Tensor | None,
@@ -41,6 +41,9 @@ def triton_write(
         keys, values, queries, inverse, scores, gates, initial_state, scale=scale, keep=keep
     )
     return out, final, errors, states, inverse, scores, gamma, gates
+
+
+triton_write = torch.library.custom_op("groundthink::triton_write", _write, mutates_args=())
 
 
 @triton_write.register_fake
@@ -71,8 +74,7 @@ def _(
     )
 
 
-@torch.library.custom_op("groundthink::triton_write_backward", mutates_args=())
-def triton_write_backward(
+def _write_gradients(
     d_out: Tensor | None,
     d_final: Tensor | None,
     d_errors: Tensor | None,
@@ -101,6 +103,9 @@ def triton_write_backward(
         raw=raw, scale=scale,
     )  # fmt: skip
     return dk, dv, keys.new_empty(0) if dq is None else dq, dg, db, d_initial
+
+
+triton_write_backward = torch.library.custom_op("groundthink::triton_write_backward", _write_gradients, mutates_args=())
 
 
 @triton_write_backward.register_fake
@@ -144,12 +149,10 @@ def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     )
 
 
-def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal):  # type: ignore[no-untyped-def]
+def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal, gradients=triton_write_backward):  # type: ignore[no-untyped-def]
     del internal  # the inverse and the gates are kept for these functions alone
     given = [None if d is None or d.numel() == 0 else d.contiguous() for d in (d_out, d_final, d_errors, d_states)]
-    dk, dv, dq, dg, db, d_initial = torch.ops.groundthink.triton_write_backward(
-        *given, *ctx.saved_tensors, ctx.raw, ctx.scale
-    )
+    dk, dv, dq, dg, db, d_initial = gradients(*given, *ctx.saved_tensors, ctx.raw, ctx.scale)
     dq = None if dq.numel() == 0 else dq
     return dk, dv, dq, dg, db, d_initial if ctx.has_initial else None, None, None, None, None
 
@@ -157,8 +160,7 @@ def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal):  # type
 torch.library.register_autograd("groundthink::triton_write", _write_backward, setup_context=_write_context)
 
 
-@torch.library.custom_op("groundthink::triton_read", mutates_args=())
-def triton_read(
+def _read(
     queries: Tensor,
     keys: Tensor,
     errors: Tensor,
@@ -172,6 +174,9 @@ def triton_read(
 ) -> Tensor:
     """[B,T,HV,V]. log_decay and beta receive gradients; gamma and gates hold the same numbers, ready for kernels."""
     return launch.read(queries, keys, errors, states, gamma, gates, documents, scale=scale)
+
+
+triton_read = torch.library.custom_op("groundthink::triton_read", _read, mutates_args=())
 
 
 @triton_read.register_fake
@@ -190,8 +195,7 @@ def _(
     return errors.new_empty(errors.shape)
 
 
-@torch.library.custom_op("groundthink::triton_read_backward", mutates_args=())
-def triton_read_backward(
+def _read_gradients(
     d_out: Tensor,
     queries: Tensor,
     keys: Tensor,
@@ -204,6 +208,9 @@ def triton_read_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys, errors, states, log_decay and beta."""
     return launch.read_backward(d_out, queries, keys, errors, states, gamma, gates, documents, scale=scale)
+
+
+triton_read_backward = torch.library.custom_op("groundthink::triton_read_backward", _read_gradients, mutates_args=())
 
 
 @triton_read_backward.register_fake
@@ -235,14 +242,42 @@ def _read_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(queries, keys, errors, states, gamma, gates, documents)
 
 
-def _read_backward(ctx, d_out):  # type: ignore[no-untyped-def]
-    dq, dk, de, ds, dg, db = torch.ops.groundthink.triton_read_backward(
-        d_out.contiguous(), *ctx.saved_tensors, ctx.scale
-    )
+def _read_backward(ctx, d_out, gradients=triton_read_backward):  # type: ignore[no-untyped-def]
+    dq, dk, de, ds, dg, db = gradients(d_out.contiguous(), *ctx.saved_tensors, ctx.scale)
     return dq, dk, de, ds, dg, db, None, None, None, None
 
 
 torch.library.register_autograd("groundthink::triton_read", _read_backward, setup_context=_read_context)
+
+
+class _EagerWrite(torch.autograd.Function):
+    """`triton_write` without the operator's dispatch, which costs more time than the kernels of a small shape."""
+
+    @staticmethod
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        output = _write(*inputs)
+        _write_context(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[4:])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        return _write_backward(ctx, *grads, gradients=_write_gradients)
+
+
+class _EagerRead(torch.autograd.Function):
+    """`triton_read` without the operator's dispatch."""
+
+    @staticmethod
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        _read_context(ctx, inputs, None)
+        return _read(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):  # type: ignore[no-untyped-def]
+        return _read_backward(ctx, d_out, gradients=_read_gradients)
 
 
 def _kernel_dtype(keys: Tensor) -> torch.dtype:
@@ -299,7 +334,9 @@ def write_and_read(
         new = torch.empty_like(state)
         out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
         return (new,), new, None if out is None else out.to(values.dtype)
-    out, final, errors, states, _, _, gamma, gates = triton_write(k, v, q, g, b, s, ids, raw, scale, keep)
+    # torch.compile sees the operator; without it the same functions are called directly
+    call = triton_write if torch.compiler.is_compiling() else _EagerWrite.apply
+    out, final, errors, states, _, _, gamma, gates = call(k, v, q, g, b, s, ids, raw, scale, keep)
     parts = (k, errors, states, g, b, gamma, gates, ids) if keep else ()
     return parts, final, None if q is None else out.to(values.dtype)
 
@@ -339,4 +376,5 @@ def read(parts: tuple[Tensor | None, ...], queries: Tensor, *, scale: float) -> 
     k, errors, states, g, b, gamma, gates, ids = parts
     assert k is not None
     q = launch.rows_contiguous(queries.to(k.dtype))
-    return triton_read(q, k, errors, states, g, b, gamma, gates, ids, scale)
+    call = triton_read if torch.compiler.is_compiling() else _EagerRead.apply
+    return call(q, k, errors, states, g, b, gamma, gates, ids, scale)

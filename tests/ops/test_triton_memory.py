@@ -233,3 +233,15 @@ def test_operators_are_registered_whole(ops: Any) -> None:
         (x["others"], x["keys"], kept, states, x["log_decay"], x["beta"], gamma, gates, None, 0.5),
         test_utils=tests,
     )
+
+
+def test_operators_and_eager_calls_agree(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile will see gives the very numbers of an eager call, gradients too."""
+    x = inputs(length=70)
+    eager = outcome(ops, x)
+    monkeypatch.setattr(ops._EagerWrite, "apply", ops.triton_write)
+    monkeypatch.setattr(ops._EagerRead, "apply", ops.triton_read)
+    through_operators = outcome(ops, x)
+    assert eager.keys() == through_operators.keys()
+    for name, t in eager.items():
+        assert torch.equal(t, through_operators[name]), name
