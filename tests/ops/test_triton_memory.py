@@ -245,3 +245,19 @@ def test_operators_and_eager_calls_agree(ops: Any, monkeypatch: pytest.MonkeyPat
     assert eager.keys() == through_operators.keys()
     for name, t in eager.items():
         assert torch.equal(t, through_operators[name]), name
+
+
+def test_compiled_whole_equals_eager(ops: Any) -> None:
+    """No graph break around write or read, and the same numbers."""
+    x = inputs(length=65)
+
+    def layer(k: Tensor, v: Tensor, q: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        rest = {"initial_state": None, "documents": None, "raw": False, "scale": 0.5}
+        parts, _, out = ops.write_and_read(k, v, q, log_decay=g, beta=b, **rest)
+        return out + ops.read(parts, k, scale=0.5)
+
+    given = [x[n].requires_grad_() for n in ("keys", "values", "queries", "log_decay", "beta")]
+    eager, compiled = layer(*given), torch.compile(layer, fullgraph=True, backend="aot_eager")(*given)
+    assert torch.equal(eager, compiled)
+    for a, b in zip(torch.autograd.grad(eager.sum(), given), torch.autograd.grad(compiled.sum(), given), strict=True):
+        assert torch.equal(a, b)
