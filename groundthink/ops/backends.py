@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Protocol
 
 import torch
@@ -88,7 +89,56 @@ class Chunked:
         return out
 
 
-_ALL: tuple[Backend, ...] = (Reference(), Chunked())
+class Triton:
+    """Kernels of our own for CUDA devices; loaded when first used, so that nothing else needs Triton."""
+
+    name = "triton"
+
+    @staticmethod
+    def write(
+        keys: Tensor,
+        values: Tensor,
+        *,
+        log_decay: Tensor,
+        beta: Tensor,
+        initial_state: Tensor | None,
+        documents: Tensor | None,
+        raw: bool,
+    ) -> tuple[Parts, Tensor]:
+        """See `Backend`; bfloat16 keys are computed in bfloat16, all others in float32."""
+        return _triton().write(
+            keys,
+            values,
+            log_decay=log_decay,
+            beta=beta,
+            initial_state=initial_state,
+            documents=documents,
+            raw=raw,
+        )
+
+    @staticmethod
+    def read(parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
+        """See `Backend`."""
+        return _triton().read(parts, queries, scale=scale)
+
+
+def _triton() -> ModuleType:
+    """The kernel module.
+
+    Raises:
+        BackendError: Triton is not installed.
+    """
+    try:
+        return importlib.import_module("groundthink.ops._triton_ops")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise BackendError(
+            "Triton is not installed", where="backend triton", fix="install triton, or choose backend chunked"
+        ) from error
+
+
+_ALL: tuple[Backend, ...] = (Reference(), Chunked(), Triton())
 BACKENDS: MappingProxyType[str, Backend] = MappingProxyType({backend.name: backend for backend in _ALL})
 _said: set[tuple[str, str]] = set()
 
@@ -113,7 +163,9 @@ def choose(name: str, device: torch.device) -> Backend:
 
 def automatic(device_type: str) -> tuple[str, str]:
     """What "auto" means on a device type, and why."""
-    return "chunked", f"plain torch runs on {device_type}; it is the fastest backend this version has there"
+    if device_type == "cuda":
+        return "chunked", "plain torch; choose triton by name until its kernels have passed `make test-gpu` at this version"
+    return "chunked", f"plain torch is the fastest backend this version has on {device_type}"
 
 
 def describe_backends() -> list[dict[str, str]]:
