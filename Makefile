@@ -30,7 +30,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
 test-gpu:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu --timeout=1800 tests/gpu
+	TRITON_INTERPRET=0 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu --timeout=1800 tests/gpu
 
 test-browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser

@@ -7,6 +7,8 @@ import socket
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Kernels run through Triton's interpreter; `make test-gpu` sets 0. Triton reads this when it is first imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 # Tests are small: a second thread gains nothing, and spins away a core where others work too.
 os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -7,7 +7,6 @@ code, speed) is in tests/gpu.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ BAR = 1e-5
 @pytest.fixture(scope="module", autouse=True)
 def ops() -> Any:
     """The backend's module, its kernels decorated for the interpreter."""
-    os.environ["TRITON_INTERPRET"] = "1"
     interpreter = importlib.import_module("triton.runtime.interpreter")
     patch = interpreter._patch_lang_tensor
 
@@ -36,7 +34,6 @@ def ops() -> Any:
     interpreter._patch_lang_tensor = patch_index
     yield importlib.import_module("groundthink.ops._triton_ops")
     interpreter._patch_lang_tensor = patch
-    del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture(autouse=True)
