@@ -10,7 +10,6 @@ adds time. Peak memory is that of one forward and backward in a fresh process, l
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -60,7 +59,7 @@ def step(run: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> li
     """Output and gradients of all inputs."""
     out = run(x)
     weight = torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype)
-    return [out, *torch.autograd.grad((out * weight).sum(), [x[name] for name in NAMES])]
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), [x[name] for name in NAMES])]
 
 
 def gate() -> dict[str, float]:
@@ -80,12 +79,18 @@ def peak_mib(name: str, shape: tuple[int, ...]) -> float:
 
 
 def measure_peak(name: str, shape: tuple[int, ...]) -> float:
-    """In the child: high-water mark after, less before. A small run first loads what is loaded once."""
-    step(IMPLEMENTATIONS[name], inputs(1, 64, 1, 16, 16))
+    """In the child (Linux): high-water mark of the step, less what the process held before it."""
+    step(IMPLEMENTATIONS[name], inputs(1, 64, 1, 16, 16))  # loads what is loaded once
     x = inputs(*shape)  # type: ignore[arg-type]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # resets the mark, which importing has pushed up
+    before = _status_kib("VmRSS")
     step(IMPLEMENTATIONS[name], x)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_status_kib("VmHWM") - before) / 1024
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def main() -> int:
