@@ -11,14 +11,18 @@ from torch import Tensor
 CHUNK = 64
 
 
-def to_chunks(x: Tensor, n_chunks: int) -> Tensor:
-    """[B,T,H,X] -> [B*H*N, C, X], zero-padded at the end of time."""
+def to_chunks(x: Tensor, n_chunks: int, *, own: bool = False) -> Tensor:
+    """[B,T,H,X] -> [B*H*N, C, X], zero-padded at the end of time.
+
+    `own`: the result shares no memory with x, so it may be changed in place. Fresh memory costs more here than
+    arithmetic does: the operating system hands it out page by page.
+    """
     batch, length, heads, width = x.shape
     chunk = -(-length // n_chunks)
-    if n_chunks * chunk != length:
-        x = F.pad(x, (0, 0, 0, 0, 0, n_chunks * chunk - length))
-    x = x.view(batch, n_chunks, chunk, heads, width).permute(0, 3, 1, 2, 4)
-    return x.reshape(batch * heads * n_chunks, chunk, width)
+    padded = x if n_chunks * chunk == length else F.pad(x, (0, 0, 0, 0, 0, n_chunks * chunk - length))
+    chunks = padded.view(batch, n_chunks, chunk, heads, width).permute(0, 3, 1, 2, 4)
+    chunks = chunks.reshape(batch * heads * n_chunks, chunk, width)
+    return chunks.clone() if own and chunks.data_ptr() == x.data_ptr() else chunks
 
 
 def from_chunks(x: Tensor, batch: int, heads: int, length: int) -> Tensor:
@@ -72,7 +76,7 @@ class Decays:
         """[M,C,C] exp(eta_i - gamma_j) for j < i, and for j = i if asked; 0 elsewhere."""
         high_eta, high = self.eta.to(self.dtype), self.gamma.to(self.dtype)
         low_eta, low = (self.eta - high_eta).to(self.dtype), (self.gamma - high).to(self.dtype)
-        difference = (high_eta[:, :, None] - high[:, None, :]).add_(low_eta[:, :, None] - low[:, None, :])
+        difference = (high_eta[:, :, None] - high[:, None, :]).add_(low_eta[:, :, None]).sub_(low[:, None, :])
         causal = torch.ones(self.chunk, self.chunk, dtype=torch.bool, device=high.device).tril(0 if diagonal else -1)
         kept = causal
         if self.ids is not None:

@@ -69,19 +69,19 @@ def chunked_read_backward(
     n_chunks, _ = chunk_layout(length)
     dtype = pseudo.dtype
     enter = Decays(log_decay, documents, shift=False, dtype=dtype).edges().enter
-    q = to_chunks(expand_heads(queries, heads).to(dtype), n_chunks)
+    q = to_chunks(expand_heads(queries, heads).to(dtype), n_chunks, own=True)
     k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
     p = to_chunks(pseudo, n_chunks)
     start = states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
-    do = to_chunks(d_out, n_chunks) * scale
+    do = to_chunks(d_out, n_chunks, own=True).mul_(scale)
     d_scores = torch.bmm(do, p.mT)
-    d_read_ij = scores * d_scores
+    d_exponent = scores * d_scores
     d_scores.mul_(pairs)
-    from_start = torch.bmm(do, start.mT).mul_(enter)
-    d_gamma = d_read_ij.sum(2) - d_read_ij.sum(1) + (q * from_start).sum(-1)
-    dq = torch.baddbmm(from_start, d_scores, k)
     dk = torch.bmm(d_scores.mT, q)
-    d_start = torch.bmm((enter * q).mT, do)
+    dq = torch.bmm(do, start.mT).mul_(enter)
+    d_gamma = d_exponent.sum(2) - d_exponent.sum(1) + (q * dq).sum(-1)
+    dq.baddbmm_(d_scores, k)
+    d_start = torch.bmm(q.mul_(enter).mT, do)
     d_start = d_start.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous()
 
     def fold(x: Tensor, like: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def chunked_write(
     erased = torch.bmm(inverse, f.enter * b * k)  # W: what P takes from S_0
     fresh = torch.bmm(inverse, b * v)  # what P is without S_0
     k_out = f.out * k
-    carry = -torch.bmm(k_out.mT, erased)
+    carry = torch.bmm(k_out.mT, erased).neg_()
     carry.diagonal(dim1=-2, dim2=-1).add_(f.through.squeeze(-1))
     added = torch.bmm(k_out.mT, fresh)
 
@@ -63,7 +63,7 @@ def chunked_write(
         states.append(state)
         state = torch.baddbmm(added[:, n], carry[:, n], state)
     starts = torch.stack(states, 1)
-    pseudo = torch.baddbmm(fresh, erased, starts.view(-1, k.shape[-1], value_dim), alpha=-1)
+    pseudo = fresh.baddbmm_(erased, starts.view(-1, k.shape[-1], value_dim), alpha=-1)
     return (
         from_chunks(pseudo, batch, heads, length),
         starts.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous(),
@@ -105,7 +105,7 @@ def _state_gradients(
 
     Returns the gradient of each chunk's last state, [M,K,V], and of the initial state, [B,H,K,V].
     """
-    carry_t = -torch.bmm(erased.mT, k_out)
+    carry_t = torch.bmm(erased.mT, k_out).neg_()
     carry_t.diagonal(dim1=-2, dim2=-1).add_(through.squeeze(-1))
     local = torch.baddbmm(d_start, erased.mT, dp, alpha=-1)
     rows, (key_dim, value_dim) = d_final.shape[0] * d_final.shape[1], d_final.shape[2:]
@@ -154,22 +154,22 @@ def chunked_write_backward(
     d_end, d_initial = _state_gradients(k_out, erased, f.through, dp, d_start, d_final.to(dtype))
     dp = torch.baddbmm(dp, k_out, d_end)
     dx = torch.bmm(inverse.mT, dp)
-    recalled = f.enter * torch.bmm(k, start)
+    recalled = torch.bmm(k, start).mul_(f.enter)
     d_lower = torch.bmm(dx, p.mT).neg_()  # the strict lower triangle counts; `pairs` is 0 elsewhere
     d_exponent = gram * d_lower  # times beta_i: the gradient of eta_i - gamma_j
     d_exponent_rows = d_exponent.sum(-1)
-    d_beta = (dx * (v - recalled)).sum(-1) + d_exponent_rows
+    d_beta = (v - recalled).mul_(dx).sum(-1) + d_exponent_rows
     d_gram = d_lower.mul_(pairs).mul_(b)
-    bdx = b * dx
-    dk = torch.bmm(d_gram, k) + torch.bmm(d_gram.mT, k)
-    dk -= f.enter * torch.bmm(bdx, start.mT)
-    p_end = torch.bmm(p, d_end.mT)
-    dk += f.out * p_end
+    bdx = dx.mul_(b)
+    dk = torch.bmm(d_gram, k).baddbmm_(d_gram.mT, k)
+    dk.sub_(torch.bmm(bdx, start.mT).mul_(f.enter))
+    p_end = torch.bmm(p, d_end.mT).mul_(f.out)
+    dk.add_(p_end)
 
-    d_out = (k_out * p_end).sum(-1)
+    d_out = p_end.mul_(k).sum(-1)
     d_gamma = -torch.bmm(b.mT, d_exponent).squeeze(1) - d_out
     d_gamma[:, -1] += d_out.sum(-1) + f.through.flatten() * (start * d_end).sum((-2, -1))
-    d_eta = b.squeeze(-1) * d_exponent_rows - (bdx * recalled).sum(-1)
+    d_eta = b.squeeze(-1) * d_exponent_rows - recalled.mul_(bdx).sum(-1)
     if raw:
         d_gamma[:, :-1] += d_eta[:, 1:]
     else:
