@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from groundthink.ops._chunk_factors import Decays, chunk_layout, from_chunks, gamma_to_log_decay, to_chunks
-from groundthink.ops._shapes import expand_heads
+from groundthink.ops._shapes import expand_heads, fold_heads
 
 
 @torch.library.custom_op("groundthink::chunked_read", mutates_args=())
@@ -84,12 +84,9 @@ def chunked_read_backward(
     d_start = torch.bmm(q.mul_(enter).mT, do)
     d_start = d_start.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous()
 
-    def fold(x: Tensor, like: Tensor) -> Tensor:
-        return from_chunks(x, batch, heads, length).view(*like.shape[:3], -1, like.shape[3]).sum(3).to(like.dtype)
-
     return (
-        fold(dq, queries),
-        fold(dk, keys),
+        fold_heads(from_chunks(dq, batch, heads, length), queries),
+        fold_heads(from_chunks(dk, batch, heads, length), keys),
         from_chunks(torch.bmm(scores.mT, do), batch, heads, length),
         d_start,
         gamma_to_log_decay(d_gamma, batch, heads, length),

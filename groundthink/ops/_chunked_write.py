@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from groundthink.ops._chunk_factors import Decays, chunk_layout, from_chunks, gamma_to_log_decay, to_chunks
-from groundthink.ops._shapes import expand_heads
+from groundthink.ops._shapes import expand_heads, fold_heads
 
 
 @torch.library.custom_op("groundthink::chunked_write", mutates_args=())
@@ -33,7 +33,7 @@ def chunked_write(
     raw: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pseudo-values [B,T,H,V], chunk-start states [B,N,H,K,V], final state [B,H,K,V]; and for the backward pass, all
-    [M,C,C]: the inverse T, the decays exp(eta_i - gamma_j), and the products (k_i . k_j) with these decays."""
+    [M,C,C]: T transposed, the decays exp(eta_i - gamma_j), and the products (k_i . k_j) with these decays."""
     batch, length, heads, value_dim = values.shape
     n_chunks, _ = chunk_layout(length)
     dtype = beta.dtype
@@ -45,7 +45,11 @@ def chunked_write(
     gram = torch.bmm(k, k.mT).mul_(pairs)
     lower = b * gram
     eye = torch.eye(k.shape[1], dtype=dtype, device=k.device)
-    inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False, unitriangular=True).contiguous()
+    # LAPACK answers in column order, so the transpose is what lies in rows.
+    inverse_t = torch.linalg.solve_triangular(
+        lower, eye.expand_as(lower), upper=False, unitriangular=True
+    ).mT.contiguous()
+    inverse = inverse_t.mT
     erased = torch.bmm(inverse, f.enter * b * k)  # W: what P takes from S_0
     fresh = torch.bmm(inverse, b * v)  # what P is without S_0
     k_out = f.out * k
@@ -68,7 +72,7 @@ def chunked_write(
         from_chunks(pseudo, batch, heads, length),
         starts.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous(),
         state.view(batch, heads, k.shape[-1], value_dim).clone(),
-        inverse,
+        inverse_t,
         pairs,
         gram,
     )
@@ -131,7 +135,7 @@ def chunked_write_backward(
     documents: Tensor | None,
     pseudo: Tensor,
     states: Tensor,
-    inverse: Tensor,
+    inverse_t: Tensor,
     pairs: Tensor,
     gram: Tensor,
     raw: bool,
@@ -149,11 +153,11 @@ def chunked_write_backward(
     dp = to_chunks(d_pseudo, n_chunks)
     d_start = d_states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
     k_out = f.out * k
-    erased = torch.bmm(inverse, f.enter * b * k)
+    erased = torch.bmm(inverse_t.mT, f.enter * b * k)
 
     d_end, d_initial = _state_gradients(k_out, erased, f.through, dp, d_start, d_final.to(dtype))
     dp = torch.baddbmm(dp, k_out, d_end)
-    dx = torch.bmm(inverse.mT, dp)
+    dx = torch.bmm(inverse_t, dp)
     recalled = torch.bmm(k, start).mul_(f.enter)
     d_lower = torch.bmm(dx, p.mT).neg_()  # the strict lower triangle counts; `pairs` is 0 elsewhere
     d_exponent = gram * d_lower  # times beta_i: the gradient of eta_i - gamma_j
@@ -174,9 +178,8 @@ def chunked_write_backward(
         d_gamma[:, :-1] += d_eta[:, 1:]
     else:
         d_gamma += d_eta
-    dk_heads = from_chunks(dk, batch, heads, length)
     return (
-        dk_heads.view(*keys.shape[:3], -1, keys.shape[3]).sum(3).to(keys.dtype),
+        fold_heads(from_chunks(dk, batch, heads, length), keys),
         from_chunks(bdx, batch, heads, length).to(values.dtype),
         gamma_to_log_decay(d_gamma, batch, heads, length),
         from_chunks(d_beta[..., None], batch, heads, length).squeeze(-1),
@@ -196,7 +199,7 @@ def _(
     documents: Tensor | None,
     pseudo: Tensor,
     states: Tensor,
-    inverse: Tensor,
+    inverse_t: Tensor,
     pairs: Tensor,
     gram: Tensor,
     raw: bool,
