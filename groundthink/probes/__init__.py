@@ -5,10 +5,17 @@ from groundthink.probes.certify import certify, result_json
 from groundthink.probes.curves import gate_statistics, needle_map, recall_curves
 from groundthink.probes.cuts import cut_own_reads, cut_reads
 from groundthink.probes.face import Model
+from groundthink.probes.intervention import Intervention
 from groundthink.probes.interventions import (
-    Intervention,
+    Erase,
+    LowRank,
+    Mean,
+    Noise,
+    Quantise,
+    Rewrite,
     ShuffleRows,
     Transplant,
+    WindowLimit,
     Zero,
     intervention_from_dict,
     shuffle_rows,
@@ -23,12 +30,19 @@ from groundthink.probes.verdict import VERDICTS, verdict_of
 
 __all__ = [
     "VERDICTS",
+    "Erase",
     "Intervention",
+    "LowRank",
+    "Mean",
     "Model",
+    "Noise",
+    "Quantise",
     "Questions",
     "Recalled",
+    "Rewrite",
     "ShuffleRows",
     "Transplant",
+    "WindowLimit",
     "Zero",
     "ask",
     "causality",

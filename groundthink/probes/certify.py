@@ -18,7 +18,7 @@ from groundthink.errors import TaskError
 from groundthink.probes.causality import causality, shortest_text
 from groundthink.probes.cuts import OWN_READ, S_READ, cut_own_reads, cut_reads, layers_with
 from groundthink.probes.face import Model, derived_seed, device_of, mode
-from groundthink.probes.interventions import carriers
+from groundthink.probes.intervention import carriers
 from groundthink.probes.language import language as language_row
 from groundthink.probes.parity import parity
 from groundthink.probes.recall import RECALL, Questions, ask, ask_near, recall, recall_row

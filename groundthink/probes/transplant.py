@@ -17,7 +17,8 @@ from torch import Tensor
 from groundthink.errors import TaskError
 from groundthink.model import Snapshot
 from groundthink.probes.face import Model, derived_seed, device_of, exactness, gap, mode, tolerance_of
-from groundthink.probes.interventions import EVERYTHING, Intervention, Transplant, carriers
+from groundthink.probes.intervention import EVERYTHING, Intervention, carriers
+from groundthink.probes.interventions import Transplant
 from groundthink.probes.recall import Questions, rows_per_pass, top
 from groundthink.records import ProbeResult, Proportion
 from groundthink.tasks.kv_recall import KvRecall
