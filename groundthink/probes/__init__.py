@@ -4,6 +4,7 @@ from groundthink.probes.causality import causality
 from groundthink.probes.certify import certify, result_json
 from groundthink.probes.curves import gate_statistics, needle_map, recall_curves
 from groundthink.probes.cuts import cut_own_reads, cut_reads
+from groundthink.probes.effective_attention import attention_of, effective_attention
 from groundthink.probes.face import Model
 from groundthink.probes.intervention import Intervention
 from groundthink.probes.interventions import (
@@ -45,10 +46,12 @@ __all__ = [
     "WindowLimit",
     "Zero",
     "ask",
+    "attention_of",
     "causality",
     "certify",
     "cut_own_reads",
     "cut_reads",
+    "effective_attention",
     "gate_statistics",
     "intervention_from_dict",
     "language",
