@@ -26,6 +26,7 @@ from groundthink.probes.interventions import (
 from groundthink.probes.language import language, paired_bootstrap
 from groundthink.probes.parity import parity
 from groundthink.probes.recall import Questions, Recalled, ask, recall
+from groundthink.probes.statistics import Paired, cluster_bootstrap, detectable, holm
 from groundthink.probes.transplant import transplant_rows, transplanted
 from groundthink.probes.verdict import VERDICTS, verdict_of
 
@@ -37,6 +38,7 @@ __all__ = [
     "Mean",
     "Model",
     "Noise",
+    "Paired",
     "Quantise",
     "Questions",
     "Recalled",
@@ -49,10 +51,13 @@ __all__ = [
     "attention_of",
     "causality",
     "certify",
+    "cluster_bootstrap",
     "cut_own_reads",
     "cut_reads",
+    "detectable",
     "effective_attention",
     "gate_statistics",
+    "holm",
     "intervention_from_dict",
     "language",
     "needle_map",
