@@ -6,6 +6,7 @@ from groundthink.probes.curves import gate_statistics, needle_map, recall_curves
 from groundthink.probes.cuts import cut_own_reads, cut_reads
 from groundthink.probes.effective_attention import attention_of, effective_attention
 from groundthink.probes.face import Model
+from groundthink.probes.gating import block_writes, freeze_memory
 from groundthink.probes.intervention import Intervention
 from groundthink.probes.interventions import (
     Erase,
@@ -49,6 +50,7 @@ __all__ = [
     "Zero",
     "ask",
     "attention_of",
+    "block_writes",
     "causality",
     "certify",
     "cluster_bootstrap",
@@ -56,6 +58,7 @@ __all__ = [
     "cut_reads",
     "detectable",
     "effective_attention",
+    "freeze_memory",
     "gate_statistics",
     "holm",
     "intervention_from_dict",
