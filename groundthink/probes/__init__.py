@@ -24,6 +24,7 @@ from groundthink.probes.interventions import (
     transplant,
     zero,
 )
+from groundthink.probes.key_edits import edited, erase_rows, rewrite_rows, write_keys
 from groundthink.probes.language import language, paired_bootstrap
 from groundthink.probes.parity import parity
 from groundthink.probes.recall import Questions, Recalled, ask, recall
@@ -57,7 +58,9 @@ __all__ = [
     "cut_own_reads",
     "cut_reads",
     "detectable",
+    "edited",
     "effective_attention",
+    "erase_rows",
     "freeze_memory",
     "gate_statistics",
     "holm",
@@ -69,10 +72,12 @@ __all__ = [
     "recall",
     "recall_curves",
     "result_json",
+    "rewrite_rows",
     "shuffle_rows",
     "transplant",
     "transplant_rows",
     "transplanted",
     "verdict_of",
+    "write_keys",
     "zero",
 ]
