@@ -27,6 +27,7 @@ from groundthink.probes.interventions import (
 from groundthink.probes.key_edits import edited, erase_rows, rewrite_rows, write_keys
 from groundthink.probes.language import language, paired_bootstrap
 from groundthink.probes.parity import parity
+from groundthink.probes.readers import reader_rows, resume_split, second_memory
 from groundthink.probes.recall import Questions, Recalled, ask, recall
 from groundthink.probes.statistics import Paired, cluster_bootstrap, detectable, holm
 from groundthink.probes.transplant import transplant_rows, transplanted
@@ -69,10 +70,13 @@ __all__ = [
     "needle_map",
     "paired_bootstrap",
     "parity",
+    "reader_rows",
     "recall",
     "recall_curves",
     "result_json",
+    "resume_split",
     "rewrite_rows",
+    "second_memory",
     "shuffle_rows",
     "transplant",
     "transplant_rows",
