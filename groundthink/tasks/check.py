@@ -29,7 +29,8 @@ def check_episode(episode: Episode, vocabulary: Vocabulary) -> None:
     Raises:
         TaskError: a token outside the vocabulary; a label on another token than its own; an answer that is
             not labelled or does not follow its cue; a key that leads to anything but its value (as live keys
-            in filler do); a wrong distance; an absent key that is there.
+            in filler do); a wrong distance; an absent key that is there; a stale value that the key never had,
+            has still, or got anew; an answer other than the one that its rule computes.
     """
     tokens, labels = episode.tokens, episode.labels
     if len(tokens) != len(labels) or not len(tokens):
@@ -38,7 +39,9 @@ def check_episode(episode: Episode, vocabulary: Vocabulary) -> None:
         raise TaskError(f"token outside 0..{vocabulary.size - 1}")
     if labels[0] != IGNORE:
         raise TaskError("the first token is labelled, with nothing before it")
-    wrong = np.flatnonzero((labels != IGNORE) & (labels != tokens))
+    own = (labels == IGNORE) | (labels == tokens)
+    own[[i for query in episode.queries if not query.fed_back for i in query.answer_positions if i < len(own)]] = True
+    wrong = np.flatnonzero(~own)
     if wrong.size:
         raise TaskError(f"label {labels[wrong[0]]} stands on token {tokens[wrong[0]]} at {wrong[0]}: shifted?")
     if not episode.queries:
@@ -60,11 +63,14 @@ def _check_query(episode: Episode, query: Query, vocabulary: Vocabulary) -> None
     if begin < 0 or tuple(tokens[begin : at + 1].tolist()) != query.cue:
         raise TaskError("the cue does not stand where it should")
     answer = slice(at + 1, at + 1 + len(query.value))
-    if tuple(tokens[answer].tolist()) != query.value:
+    if query.fed_back and tuple(tokens[answer].tolist()) != query.value:
         raise TaskError("the answer does not follow its cue")
-    if (episode.labels[answer] != tokens[answer]).any():
+    if tuple(episode.labels[answer].tolist()) != query.value:
         raise TaskError("the answer is not labelled")
     before = tokens[:begin]
+    if query.rule is not None:
+        _check_rule(tokens[: at + 1], query)
+        return
     if query.value == (vocabulary.absent,):
         if query.revealed_at is not None or query.value in query.in_context_values:
             raise TaskError("an absent answer cannot be revealed")
@@ -82,6 +88,17 @@ def _check_query(episode: Episode, query: Query, vocabulary: Vocabulary) -> None
     _check_rivals(before, query)
 
 
+def _check_rule(prefix: NDArray[np.int64], query: Query) -> None:
+    assert query.rule is not None
+    if query.value not in query.in_context_values:
+        raise TaskError("the answer is not among the values of the context")
+    value, revealed = query.rule(prefix)
+    if value != query.value:
+        raise TaskError(f"the rule gives {value}, not {query.value}")
+    if revealed != query.revealed_at:
+        raise TaskError(f"revealed at {revealed}, not at {query.revealed_at}")
+
+
 def _check_rivals(before: NDArray[np.int64], query: Query) -> None:
     """The key must lead to its value and to nothing else, else the question has no one answer."""
     if query.tail:
@@ -89,10 +106,19 @@ def _check_rivals(before: NDArray[np.int64], query: Query) -> None:
         if any(find(before, (*query.key, *rival, *query.tail)) for rival in rivals):
             raise TaskError("another statement gives the key another value")
         return
+    if query.value in query.stale_values:
+        raise TaskError("the answer is stale: a re-binding that changes nothing")
+    stale, settled = set(), False
     for i in find(before, query.key):
         follows = tuple(before[i + len(query.key) : i + len(query.key) + len(query.value)].tolist())
-        if follows != query.value:
+        if follows in query.stale_values and not settled:
+            stale.add(follows)
+        elif follows != query.value:
             raise TaskError(f"a live key at {i} is followed by {follows}")
+        else:
+            settled = True
+    if stale != set(query.stale_values) or not stale <= set(query.in_context_values):
+        raise TaskError("a stale value that the key never had")
 
 
 def check_splits(task: Task, *, seed: int = 0, n: int = 32) -> None:

@@ -208,7 +208,7 @@ class KvRecall(Task):
         return self._episode(tokens, tuple(queries))
 
 
-def picture(task: KvRecall, episode: Episode) -> str:
+def picture(task: Task, episode: Episode) -> str:
     """Tokens above labels, aligned."""
     v = task.vocabulary
     names = {v.bos: "BOS", v.query: "QUERY", v.absent: "ABSENT"}

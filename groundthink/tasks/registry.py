@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from groundthink.data.tokenizer import Tokenizer
 from groundthink.errors import ConfigError
 from groundthink.tasks.facts import Facts
+from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
 from groundthink.tasks.task import Task, Vocabulary, refuse_unknown
 
-TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (KvRecall, Needle, Facts)}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (KvRecall, KvOverwrite, Needle, Facts)}
 
 
 def make_task(

@@ -9,7 +9,7 @@ see the padding.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from groundthink.records import Proportion
 from groundthink.tasks.task import Chance, Episode, Ids, Query, Task
 
 Predict = Callable[[Tensor], Tensor]
-CLASSES = ("correct", "other_in_context", "absent", "other")
+CLASSES = ("correct", "stale", "other_in_context", "absent", "other")
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,16 @@ class TaskResult:
         task, options, digest, split, seed: which questions.
         n_episodes: how many episodes.
         exact: right answers of all queries. Where episodes hold more than one query they are not independent,
-            and
-            the interval is too narrow: use `whole_episodes`, or ask one query per episode, as tests do.
+            and the interval is too narrow: use `whole_episodes`, or ask one query per episode, as tests do.
         whole_episodes: episodes with every answer right; independent trials always.
-        confusion: correct, other_in_context (a value stored in the episode, but not this one), absent
-            ("absent" said of a stored key), other; they add up to the queries.
+        confusion: correct, stale (a value that the key had before), other_in_context (a value stored in the
+            episode, but not for this key), absent ("absent" said of a stored key), other; they add up to the
+            queries.
         by_distance: `low-high` in tokens, or `absent` for keys never stored, to right answers.
+        by_kind: the slices that a task names (`new`, `untouched`), to right answers; empty if it names none.
+        by_token: right tokens among those of all answers: where answers are long, most may be nearly right.
+        stale: old values said of keys that were bound anew; None without such keys.
+        false_recall: stored values said where ABSENT was right; None without absent keys.
         chance: what guessing scores.
         min_distance, max_distance: of the stored keys that were asked for; None without any.
         episode_hits: for each episode, right or wrong for each of its queries: paired tests need them.
@@ -55,6 +59,10 @@ class TaskResult:
     whole_episodes: Proportion
     confusion: dict[str, int]
     by_distance: dict[str, Proportion]
+    by_kind: dict[str, Proportion]
+    by_token: Proportion
+    stale: Proportion | None
+    false_recall: Proportion | None
     chance: Chance
     min_distance: int | None
     max_distance: int | None
@@ -68,9 +76,13 @@ class TaskResult:
             "by_distance": sum(p.n for p in self.by_distance.values()),
             "exact": self.exact.n,
         }
+        if self.by_kind:
+            counts["by_kind"] = sum(p.n for p in self.by_kind.values())
         wrong = {name: count for name, count in counts.items() if count != n}
         hits = {sum(map(sum, self.episode_hits)), self.exact.hits, self.confusion["correct"]}
         hits.add(sum(p.hits for p in self.by_distance.values()))
+        if self.by_kind:
+            hits.add(sum(p.hits for p in self.by_kind.values()))
         if wrong or len(hits) != 1 or len(self.episode_hits) != self.n_episodes:
             raise AssertionError(f"counts do not add up to {n} queries: {counts}, hits {hits}")
 
@@ -121,6 +133,8 @@ def classify(answer: Ids, query: Query, absent: int) -> str:
     """Which of `CLASSES` an answer falls into."""
     if answer == query.value:
         return "correct"
+    if answer in query.stale_values:
+        return "stale"
     if answer in query.in_context_values:
         return "other_in_context"
     return "absent" if answer == (absent,) else "other"
@@ -156,9 +170,7 @@ def evaluate(
     bounds = sorted({0, *(edges if edges is not None else (2**k for k in range(40)))})
     answers: list[tuple[Ids, ...]] = []
     hits: list[tuple[bool, ...]] = []
-    confusion = dict.fromkeys(CLASSES, 0)
-    buckets: dict[int, list[bool]] = {}
-    distances: list[int] = []
+    asked: list[tuple[Query, Ids, str]] = []
     for start in range(0, n, batch_size):
         episodes = list(task.episodes(seed, split, min(batch_size, n - start), start=start))
         with torch.no_grad():
@@ -168,14 +180,8 @@ def evaluate(
             classes = [classify(answer, query, task.vocabulary.absent) for answer, query in pairs]
             answers.append(said)
             hits.append(tuple(name == "correct" for name in classes))
-            for name, query in zip(classes, episode.queries, strict=True):
-                confusion[name] += 1
-                bucket = -1
-                if query.distance is not None:
-                    distances.append(query.distance)
-                    bucket = bisect.bisect_right(bounds, query.distance) - 1
-                buckets.setdefault(bucket, []).append(name == "correct")
-    flat = [hit for episode_hits in hits for hit in episode_hits]
+            asked += zip(episode.queries, said, classes, strict=True)
+    distances = [query.distance for query, _, _ in asked if query.distance is not None]
     return TaskResult(
         task=task.name,
         options=task.options,
@@ -183,19 +189,44 @@ def evaluate(
         split=split,
         seed=seed,
         n_episodes=n,
-        exact=Proportion(sum(flat), len(flat)),
-        whole_episodes=Proportion(sum(map(all, hits)), n),
-        confusion=confusion,
-        by_distance={
-            _bucket_name(bounds, bucket): Proportion(sum(found), len(found))
-            for bucket, found in sorted(buckets.items())
-        },
+        exact=_share(name == "correct" for _, _, name in asked),
+        whole_episodes=_share(map(all, hits)),
+        confusion={name: sum(found == name for _, _, found in asked) for name in CLASSES},
+        by_distance=_by_distance(asked, bounds),
+        by_kind=_by_kind(asked),
+        by_token=_share(a == b for query, said, _ in asked for a, b in zip(said, query.value, strict=True)),
+        stale=_share_of([name == "stale" for query, _, name in asked if query.stale_values]),
+        false_recall=_share_of([name == "other_in_context" for query, _, name in asked if query.revealed_at is None]),
         chance=task.chance(),
         min_distance=min(distances, default=None),
         max_distance=max(distances, default=None),
         episode_hits=tuple(hits),
         answers=tuple(answers),
     )
+
+
+def _share(trials: Iterable[bool]) -> Proportion:
+    outcomes = list(trials)
+    return Proportion(sum(outcomes), len(outcomes))
+
+
+def _share_of(trials: list[bool]) -> Proportion | None:
+    return _share(trials) if trials else None
+
+
+def _by_distance(asked: Sequence[tuple[Query, Ids, str]], bounds: Sequence[int]) -> dict[str, Proportion]:
+    buckets: dict[int, list[bool]] = {}
+    for query, _, name in asked:
+        bucket = -1 if query.distance is None else bisect.bisect_right(bounds, query.distance) - 1
+        buckets.setdefault(bucket, []).append(name == "correct")
+    return {_bucket_name(bounds, bucket): _share(found) for bucket, found in sorted(buckets.items())}
+
+
+def _by_kind(asked: Sequence[tuple[Query, Ids, str]]) -> dict[str, Proportion]:
+    kinds: dict[str, list[bool]] = {}
+    for query, _, name in asked:
+        kinds.setdefault(query.kind, []).append(name == "correct")
+    return {} if set(kinds) == {""} else {kind: _share(found) for kind, found in sorted(kinds.items())}
 
 
 def _bucket_name(bounds: Sequence[int], bucket: int) -> str:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -22,6 +22,7 @@ SPECIALS = ("bos", "query", "absent", "marker", "pad")
 _BATCHES, _EPISODES = 1, 2  # last word of a seed, so that batches and single episodes draw apart
 
 Ids = tuple[int, ...]
+Rule = Callable[[NDArray[np.int64]], tuple[Ids, int]]
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,13 @@ class Query:
         revealed_at: index of the *last* token before the cue that reveals the answer, earlier answered
             queries of the same key included; None where the answer is "absent".
         in_context_values: every value stored in the episode, the answer among them unless it is absent.
+        stale_values: values that the key had before; the answer is the one it was given last.
+        kind: the slice of the result that the question belongs to, as `new` or `untouched`.
+        rule: for an answer that is computed, not stored: from the tokens up to `query_position`, the answer and
+            the index of the last token that it depends on, which is `revealed_at`. `key` is then empty.
+        fed_back: whether the answer's tokens follow the cue. Where they do not, the labels name tokens other
+            than those they stand on, as the label of a running product must: fed back, it would give away the
+            next one.
     """
 
     key: Ids
@@ -126,6 +134,10 @@ class Query:
     revealed_at: int | None
     in_context_values: tuple[Ids, ...]
     tail: Ids = ()
+    stale_values: tuple[Ids, ...] = ()
+    kind: str = ""
+    rule: Rule | None = None
+    fed_back: bool = True
 
     @property
     def distance(self) -> int | None:
@@ -144,7 +156,8 @@ class Episode:
 
     Attributes:
         tokens: int64 [n].
-        labels: int64 [n], the token itself at every index that is asked for, -100 elsewhere.
+        labels: int64 [n], the token itself at every index that is asked for, -100 elsewhere. Only where a
+            query is not fed back, the answer instead of the token.
         queries: in the order of their positions.
     """
 
@@ -172,8 +185,24 @@ class Chance:
 
     @property
     def best(self) -> float:
-        """The highest of the three: what an accuracy has to beat."""
+        """The highest of them: what an accuracy has to beat."""
         return max(self.vocabulary, self.value_range, self.in_context)
+
+
+@dataclass(frozen=True)
+class ShortcutChance(Chance):
+    """And what half an understanding scores.
+
+    Attributes:
+        shortcut: a guess that uses a part of what the task asks for, as one half of a key.
+    """
+
+    shortcut: float
+
+    @property
+    def best(self) -> float:
+        """The highest of them: what an accuracy has to beat."""
+        return max(super().best, self.shortcut)
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,6 +375,5 @@ def labels_for(tokens: NDArray[np.int64], queries: tuple[Query, ...]) -> NDArray
     """Labels that ask for the answers only."""
     labels = np.full(len(tokens), IGNORE, dtype=np.int64)
     for query in queries:
-        where = slice(query.query_position + 1, query.query_position + 1 + len(query.value))
-        labels[where] = tokens[where]
+        labels[query.query_position + 1 : query.query_position + 1 + len(query.value)] = query.value
     return labels

@@ -22,12 +22,27 @@ def test_an_oracle_is_right_always() -> None:
     result = evaluate(RECALL, lookup, n=200)
     assert result.exact.hits == result.exact.n == result.n_episodes == 200
     assert result.exact.low > 0.98
-    assert result.confusion == {"correct": 200, "other_in_context": 0, "absent": 0, "other": 0}
+    assert result.confusion == {"correct": 200, "stale": 0, "other_in_context": 0, "absent": 0, "other": 0}
     assert (result.min_distance, result.max_distance) == (20, 34)
     assert result.digest == RECALL.digest
     absent = evaluate(RECALL.with_options(absent=0.5), lookup, n=200)
     assert absent.exact.rate == 1
     assert 60 < absent.by_distance["absent"].n < 140
+    assert absent.false_recall is not None
+    assert absent.false_recall.hits == 0
+    assert absent.false_recall.n == absent.by_distance["absent"].n
+
+
+def test_stored_values_said_of_absent_keys_are_false_recalls() -> None:
+    task = RECALL.with_options(absent=0.5)
+    result = evaluate(task, salient(task), n=200)
+    assert result.false_recall is not None
+    assert result.false_recall.hits == result.false_recall.n == result.by_distance["absent"].n
+    # Other tokens are no recall: a guess in the whole vocabulary hits the 8 stored ones of 456 at times only.
+    blind = evaluate(task, guess(), n=200).false_recall
+    assert blind is not None
+    assert blind.rate < 0.2
+    assert evaluate(RECALL, salient(RECALL), n=20).false_recall is None
 
 
 def test_a_window_is_right_within_it_and_says_absent_beyond() -> None:

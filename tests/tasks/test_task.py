@@ -17,6 +17,7 @@ from groundthink.data.packing import IGNORE, check_batch
 from groundthink.errors import ConfigError, TaskError
 from groundthink.tasks.check import check_episode, check_splits, find
 from groundthink.tasks.facts import Facts
+from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
 from groundthink.tasks.registry import TASKS, make_task
@@ -31,6 +32,7 @@ EXAMPLES: list[Task] = [
     Needle(VOCABULARY, text=TEXT, length=90, marked=False, key_length=2, alphabet="text", loss="language"),
     Facts(VOCABULARY, n_facts=4, n_queries=2),
     Facts(VOCABULARY, text=TEXT, position="middle", filler_tokens=60),
+    KvOverwrite(VOCABULARY, n_pairs=5, n_rebound=3, times=2, n_queries=4, distance="uniform:4:20"),
 ]
 every_task = pytest.mark.parametrize("task", EXAMPLES, ids=lambda t: t.name)
 few = settings(deadline=None, max_examples=25, derandomize=True, database=None)
@@ -176,7 +178,8 @@ def test_vocabulary_ranges_are_disjoint_and_whole() -> None:
 
 
 def test_registry() -> None:
-    assert set(TASKS) == {"kv_recall", "needle", "facts"}
+    assert set(TASKS) == {task.name for task in EXAMPLES}
+    assert all(name == kind.name for name, kind in TASKS.items())
     task = make_task("kv_recall", {"n_pairs": 8}, VOCABULARY, text=TEXT)
     assert isinstance(task, KvRecall)
     assert task.with_options(n_pairs=4).options == {**task.options, "n_pairs": 4}
@@ -207,6 +210,8 @@ def test_registry() -> None:
         ("needle", {"n_needles": 65, "length": 1000}, ["64 ids give too few keys"]),
         ("facts", {"n_facts": 9, "position": "top", "filler_tokens": -1}, ["1 to 8", "'top'", "negative"]),
         ("facts", {"n_queries": 4}, ["n_queries 4"]),
+        ("kv_overwrite", {"n_rebound": 17, "times": 0, "n_queries": 0}, ["n_rebound 17", "times 0", "n_queries 0"]),
+        ("kv_overwrite", {"n_pairs": 65, "distance": "fixed:1"}, ["more than 64 keys", "old and new", "below 2"]),
     ],
 )
 def test_bad_options_are_refused_all_at_once(name: str, options: dict[str, Any], messages: list[str]) -> None:

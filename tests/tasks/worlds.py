@@ -58,3 +58,11 @@ def salient(task: Task, seed: int = 0) -> object:
         return one_hot(said)
 
     return predict
+
+
+def last_value(tokens: Tensor) -> Tensor:
+    """The value that was written last before the first question, whatever was asked."""
+    said = torch.zeros_like(tokens)
+    for row, out in zip(tokens.tolist(), said, strict=True):
+        out[:] = [t for t in row[: row.index(VOCABULARY.query)] if t in VOCABULARY.values][-1]
+    return one_hot(said)
