@@ -39,18 +39,18 @@ def check_episode(episode: Episode, vocabulary: Vocabulary) -> None:
         raise TaskError(f"token outside 0..{vocabulary.size - 1}")
     if labels[0] != IGNORE:
         raise TaskError("the first token is labelled, with nothing before it")
+    if not episode.queries:
+        raise TaskError("nothing is asked")
     own = (labels == IGNORE) | (labels == tokens)
     own[[i for query in episode.queries if not query.fed_back for i in query.answer_positions if i < len(own)]] = True
     wrong = np.flatnonzero(~own)
     if wrong.size:
         raise TaskError(f"label {labels[wrong[0]]} stands on token {tokens[wrong[0]]} at {wrong[0]}: shifted?")
-    if not episode.queries:
-        raise TaskError("nothing is asked")
     end = 0
     for number, query in enumerate(episode.queries):
         if query.query_position < end:
             raise TaskError("queries overlap or are out of order", where=f"query {number}")
-        end = query.answer_positions.stop
+        end = query.answer_positions.stop - (not query.fed_back)
         try:
             _check_query(episode, query, vocabulary)
         except TaskError as error:

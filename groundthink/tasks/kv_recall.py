@@ -211,7 +211,7 @@ class KvRecall(Task):
 def picture(task: Task, episode: Episode) -> str:
     """Tokens above labels, aligned."""
     v = task.vocabulary
-    names = {v.bos: "BOS", v.query: "QUERY", v.absent: "ABSENT"}
+    names = {v.bos: "BOS", v.query: "QUERY", v.absent: "ABSENT", v.marker: "END"}
     for letter, ids in (("k", v.keys), ("v", v.values), ("f", v.filler)):
         names |= {i: f"{letter}{i - ids.start}" for i in ids}
     upper = [names[int(token)] for token in episode.tokens]

@@ -75,7 +75,7 @@ class Vocabulary:
 
     @property
     def marker(self) -> int:
-        """Stands before a needle in text."""
+        """Stands before a needle in text, and at the end of a word whose every token is asked for."""
         return self.text + 3
 
     @property
@@ -221,6 +221,7 @@ class Task(ABC):
 
     vocabulary: Vocabulary
     name: ClassVar[str]
+    fed_back: ClassVar[bool] = True  # False: labels name other tokens than those they stand on, see `Query`
 
     def __post_init__(self) -> None:
         problems = _wrong_types(self) or self.problems()
