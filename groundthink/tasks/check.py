@@ -50,7 +50,8 @@ def check_episode(episode: Episode, vocabulary: Vocabulary) -> None:
     for number, query in enumerate(episode.queries):
         if query.query_position < end:
             raise TaskError("queries overlap or are out of order", where=f"query {number}")
-        end = query.answer_positions.stop - (not query.fed_back)
+        # Where every next token is asked for, an answer is the cue of the next question.
+        end = query.answer_positions.stop - (query.rule is not None)
         try:
             _check_query(episode, query, vocabulary)
         except TaskError as error:

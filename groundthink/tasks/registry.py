@@ -11,17 +11,34 @@ from numpy.typing import NDArray
 
 from groundthink.data.tokenizer import Tokenizer
 from groundthink.errors import ConfigError
+from groundthink.tasks.copy import Copy
 from groundthink.tasks.facts import Facts
 from groundthink.tasks.kv_capacity import KvCapacity
 from groundthink.tasks.kv_compositional import KvCompositional
+from groundthink.tasks.kv_fuzzy import KvFuzzy
+from groundthink.tasks.kv_noise import KvNoise
 from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
+from groundthink.tasks.selective_copy import SelectiveCopy
 from groundthink.tasks.task import Task, Vocabulary, refuse_unknown
 from groundthink.tasks.track import Track
 
 TASKS: dict[str, type[Task]] = {
-    kind.name: kind for kind in (KvRecall, KvOverwrite, KvCapacity, KvCompositional, Track, Needle, Facts)
+    kind.name: kind
+    for kind in (
+        KvRecall,
+        KvOverwrite,
+        KvCapacity,
+        KvCompositional,
+        KvFuzzy,
+        KvNoise,
+        SelectiveCopy,
+        Copy,
+        Track,
+        Needle,
+        Facts,
+    )
 }
 
 

@@ -17,13 +17,17 @@ from groundthink import tasks
 from groundthink.data.packing import IGNORE, check_batch
 from groundthink.errors import ConfigError, TaskError
 from groundthink.tasks.check import check_episode, check_splits, find
+from groundthink.tasks.copy import Copy
 from groundthink.tasks.facts import Facts
 from groundthink.tasks.kv_capacity import KvCapacity
 from groundthink.tasks.kv_compositional import KvCompositional
+from groundthink.tasks.kv_fuzzy import KvFuzzy
+from groundthink.tasks.kv_noise import KvNoise
 from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
 from groundthink.tasks.registry import TASKS, make_task
+from groundthink.tasks.selective_copy import SelectiveCopy
 from groundthink.tasks.task import Episode, Task, Vocabulary
 from groundthink.tasks.track import Track
 from tasks.worlds import VOCABULARY, text
@@ -39,6 +43,12 @@ EXAMPLES: list[Task] = [
     KvOverwrite(VOCABULARY, n_pairs=5, n_rebound=3, times=2, n_queries=4, distance="uniform:4:20"),
     KvCapacity(VOCABULARY, n_min=3, n_max=13, n_queries=3, distance="uniform:4:20"),
     KvCompositional(VOCABULARY, n_triplets=9, n_queries=4, distance="beyond:5:9"),
+    KvFuzzy(VOCABULARY, n_pairs=5, alphabet=10, n_queries=4, distance="fixed:4"),
+    KvFuzzy(VOCABULARY, n_pairs=1, alphabet=2, distance="uniform:9:19"),
+    KvNoise(VOCABULARY, n_pairs=9, n_queries=4, distance="uniform:2:9"),
+    KvNoise(VOCABULARY, n_pairs=5, noise=0.4, marked=False, distance="beyond:9"),
+    SelectiveCopy(VOCABULARY, n_copy=7, n_filler=20),
+    Copy(VOCABULARY, n_copy=9),
     Track(VOCABULARY, group="A5", length=20),
 ]
 every_task = pytest.mark.parametrize("task", EXAMPLES, ids=lambda t: t.name)
@@ -234,6 +244,13 @@ def test_every_task_file_shows_itself(
         ("kv_compositional", {"n_triplets": 8, "distance": "fixed:2"}, ["no square", "below the 3 tokens"]),
         ("kv_compositional", {"n_triplets": 1, "n_queries": 2}, ["no square", "n_queries 2"]),
         ("kv_compositional", {"n_triplets": 1225}, ["35 parts of each kind", "more than 64 values"]),
+        ("kv_fuzzy", {"n_pairs": 9, "longest_motif": 4}, ["not 1 to 3", "2 n_pairs, 18"]),
+        ("kv_fuzzy", {"n_pairs": 0, "distance": "fixed:3"}, ["n_pairs 0", "below the 4 tokens", "n_queries 1"]),
+        ("kv_fuzzy", {"n_pairs": 65, "alphabet": 130}, ["and 64 keys", "more than 64 values"]),
+        ("kv_noise", {"noise": 0.99, "distance": "fixed:1"}, ["leaves none", "below 2"]),
+        ("kv_noise", {"n_pairs": 80, "n_queries": 41}, ["40 marked", "than 64 keys", "64 values", "n_queries 41"]),
+        ("copy", {"n_copy": 0}, ["n_copy 0"]),
+        ("selective_copy", {"n_copy": 0, "n_filler": -1}, ["n_copy 0", "n_filler -1"]),
         ("track", {"group": "Z3", "length": 0}, ["'Z3' is not one of", "length 0"]),
         ("track", {"group": "S5"}, ["120 elements, vocabulary.n_keys is 64", "vocabulary.n_values is 64"]),
     ],
