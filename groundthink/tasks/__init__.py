@@ -6,13 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from groundthink.tasks.ar_hits import ar_hit_buckets, ar_hit_positions, mean_losses
     from groundthink.tasks.check import check_episode, check_splits
+    from groundthink.tasks.kv_capacity import N50, n50, points
     from groundthink.tasks.needle import depth_length_grid
     from groundthink.tasks.registry import TASKS, make_task
     from groundthink.tasks.scoring import TaskResult, answers_to, collate, evaluate
     from groundthink.tasks.task import Chance, Episode, Query, Task, Vocabulary
 
 __all__ = [
+    "N50",
     "TASKS",
     "Chance",
     "Episode",
@@ -21,15 +24,22 @@ __all__ = [
     "TaskResult",
     "Vocabulary",
     "answers_to",
+    "ar_hit_buckets",
+    "ar_hit_positions",
     "check_episode",
     "check_splits",
     "collate",
     "depth_length_grid",
     "evaluate",
     "make_task",
+    "mean_losses",
+    "n50",
+    "points",
 ]
 
 _HOME = {
+    "ar_hits": ("ar_hit_buckets", "ar_hit_positions", "mean_losses"),
+    "kv_capacity": ("N50", "n50", "points"),
     "check": ("check_episode", "check_splits"),
     "scoring": ("TaskResult", "answers_to", "collate", "evaluate"),
     "needle": ("depth_length_grid",),

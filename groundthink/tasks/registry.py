@@ -20,6 +20,7 @@ from groundthink.tasks.kv_noise import KvNoise
 from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
+from groundthink.tasks.ngram_lookup import NgramLookup
 from groundthink.tasks.selective_copy import SelectiveCopy
 from groundthink.tasks.task import Task, Vocabulary, refuse_unknown
 from groundthink.tasks.track import Track
@@ -35,6 +36,7 @@ TASKS: dict[str, type[Task]] = {
         KvNoise,
         SelectiveCopy,
         Copy,
+        NgramLookup,
         Track,
         Needle,
         Facts,

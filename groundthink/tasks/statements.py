@@ -5,7 +5,8 @@ BOS  key value  key value ...  f f f f  QUERY key value  QUERY key value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,24 +49,46 @@ def lay_out(
         asked: in order, each key once.
         distance: the law of the tokens between the last statement's end and the first cue's end.
     """
-    law = DistanceLaw.parse(distance)
-    nearest = int(generator.integers(law.low, law.high + 1))
     tokens = [vocabulary.bos]
     revealed: dict[Ids, int] = {}
     for key, value in statements:
         tokens += [*key, *value]
         revealed[key] = len(tokens) - 1
-    gap = nearest - 1 - len(asked[0].key)
-    tokens += generator.integers(vocabulary.filler.start, vocabulary.filler.stop, size=gap).tolist()
     stored = tuple(dict.fromkeys(value for _, value in statements))
-    queries = []
+    return ask(generator, vocabulary, tokens, revealed, stored, asked, distance=distance)
+
+
+def ask(
+    generator: np.random.Generator,
+    vocabulary: Vocabulary,
+    body: Sequence[int],
+    revealed: Mapping[Ids, int],
+    stored: tuple[Ids, ...],
+    asked: Sequence[Asked],
+    *,
+    distance: str,
+) -> Episode:
+    """An episode of a body, filler and questions.
+
+    Args:
+        generator: of the distance and the filler.
+        vocabulary: ranges of ids.
+        body: tokens from BOS on.
+        revealed: for each asked key, the index in `body` of the last token of its value.
+        stored: values in the body.
+        asked: in order, each key once.
+        distance: the law of the tokens between the body's end and the first cue's end.
+    """
+    law = DistanceLaw.parse(distance)
+    gap = int(generator.integers(law.low, law.high + 1)) - 1 - len(asked[0].key)
+    filler = generator.integers(vocabulary.filler.start, vocabulary.filler.stop, size=gap)
+    tokens, queries = [*body, *filler.tolist()], []
     for item in asked:
         cue = (vocabulary.query, *item.key)
         at = len(tokens) + len(cue) - 1
         tokens += [*cue, *item.value]
-        queries.append(
-            Query(item.key, item.value, cue, at, revealed[item.key], stored, stale_values=item.stale, kind=item.kind)
-        )
+        found = Query(item.key, item.value, cue, at, revealed[item.key], stored)
+        queries.append(dataclasses.replace(found, stale_values=item.stale, kind=item.kind))
     array = np.array(tokens, dtype=np.int64)
     return Episode(array, labels_for(array, tuple(queries)), tuple(queries))
 

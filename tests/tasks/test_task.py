@@ -26,6 +26,7 @@ from groundthink.tasks.kv_noise import KvNoise
 from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
+from groundthink.tasks.ngram_lookup import NgramLookup
 from groundthink.tasks.registry import TASKS, make_task
 from groundthink.tasks.selective_copy import SelectiveCopy
 from groundthink.tasks.task import Episode, Task, Vocabulary
@@ -49,6 +50,8 @@ EXAMPLES: list[Task] = [
     KvNoise(VOCABULARY, n_pairs=5, noise=0.4, marked=False, distance="beyond:9"),
     SelectiveCopy(VOCABULARY, n_copy=7, n_filler=20),
     Copy(VOCABULARY, n_copy=9),
+    NgramLookup(VOCABULARY, length=20, n_queries=3, distance="uniform:4:9"),
+    NgramLookup(VOCABULARY, length=30, n=1, alphabet=50, n_queries=4, distance="beyond:4"),
     Track(VOCABULARY, group="A5", length=20),
 ]
 every_task = pytest.mark.parametrize("task", EXAMPLES, ids=lambda t: t.name)
@@ -204,6 +207,7 @@ def test_registry() -> None:
     assert make_task("needle", {"length": 90}, VOCABULARY, text=TEXT).max_length == 90
     assert make_task("facts", None, VOCABULARY).name == "facts"
     assert tasks.make_task is make_task
+    assert all(hasattr(tasks, name) for name in tasks.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tasks.nothing
 
@@ -251,6 +255,8 @@ def test_every_task_file_shows_itself(
         ("kv_noise", {"n_pairs": 80, "n_queries": 41}, ["40 marked", "than 64 keys", "64 values", "n_queries 41"]),
         ("copy", {"n_copy": 0}, ["n_copy 0"]),
         ("selective_copy", {"n_copy": 0, "n_filler": -1}, ["n_copy 0", "n_filler -1"]),
+        ("ngram_lookup", {"n": 5, "alphabet": 65, "distance": "fixed:5"}, ["not 1 to 4", "64 values", "6 tokens"]),
+        ("ngram_lookup", {"n": 1, "alphabet": 4, "n_queries": 9}, ["at most the 4", "n_queries 9 is not between"]),
         ("track", {"group": "Z3", "length": 0}, ["'Z3' is not one of", "length 0"]),
         ("track", {"group": "S5"}, ["120 elements, vocabulary.n_keys is 64", "vocabulary.n_values is 64"]),
     ],
