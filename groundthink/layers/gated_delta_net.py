@@ -42,8 +42,6 @@ class GatedDeltaNet(Mixer):
     State: `memory` [B,H,K,V] float32 and `conv` [B,W-1,channels], the inputs of the convolution before the segment.
     """
 
-    writes_memory = True
-
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.config = config

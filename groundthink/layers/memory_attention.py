@@ -57,8 +57,6 @@ class MemoryReader(nn.Module):
 class MemoryAttention(WindowAttention):
     """S: window attention plus memory reads, each with its own output projection. State: that of the window."""
 
-    reads_memory = True
-
     def __init__(self, config: LayerConfig, sources: int = 1) -> None:
         super().__init__(config)
         self.reader = MemoryReader(config, sources)

@@ -56,9 +56,6 @@ class Mixer(nn.Module):
     tensor of it is changed in place.
     """
 
-    writes_memory = False
-    reads_memory = False
-
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """Mix along time. `state` None means nothing came before."""
         raise NotImplementedError
