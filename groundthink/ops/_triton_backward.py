@@ -86,26 +86,18 @@ def _strength(beta):
     return tl.where(tiny, 1.0, beta), tl.where(tiny, beta, 1.0)
 
 
-@triton.jit
-def _decay_up(row, column, row_doc, column_doc, above, HAS_DOCS: tl.constexpr):
-    """The transpose of `_decay`: exp(column_i - row_j) where `above` and in one document."""
-    if HAS_DOCS:
-        above = above & (row_doc[:, None] == column_doc[None, :])
-    difference = (column[None, :] - row[:, None]).to(tl.float32)
-    return tl.exp(tl.where(above, difference, float("-inf")))
-
-
 @triton.jit(do_not_specialize=["T", "N"])
 def gradients_kernel(
-    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, dq, dk, d_beta, d_log_decay,
+    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, squares, dq, dk, d_beta, d_log_decay,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
     HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys, queries and gates of one chunk of one value head; dq, dk [B,T,HV,K] are not yet folded.
 
-    Three passes over the value columns, each with few accumulators; the barriers between them keep the compiler from
-    carrying what it could load again, so that two programs fit on a multiprocessor.
+    One accumulator at a time: few registers let several programs share a multiprocessor, and what one of them loads
+    again comes from the cache. The two 64x64 matrices whose transposes are needed too go through memory (`squares`);
+    the barriers keep the compiler from carrying what it could load again.
     """
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
@@ -115,6 +107,9 @@ def gradients_kernel(
     ck = tl.arange(0, K)
     t0 = (n * 64).to(tl.int32)
     inside = t0 + i < T
+    below = i[:, None] > i[None, :]
+    diagonal = i[:, None] == i[None, :]
+    tile = (b * HV + h) * N + n
     # 64-bit bases, 32-bit offsets inside the tile
     v_base = (b * T + t0) * HV * V + h * V
     k_base = k + b * skb + t0.to(tl.int64) * skt + (h // (HV // H)) * skh
@@ -122,123 +117,108 @@ def gradients_kernel(
     v_rows = i[:, None] * (HV * V)
     corner = (bn * HV + h) * K * V
     place = (b * T + t0) * HV * K + h * K
-    y_at = gamma + ((b * HV + h) * N + n) * 64
-    gate = gates + ((b * HV + h) * N + n) * 320
+    gate = gates + tile * 320
     at = (b * T + t0) * HV + h
+    square = i[:, None] * 64 + i[None, :]
+    erased = squares + tile * 4096
+    asked = erased + tl.num_programs(0).to(tl.int64) * 4096
     dt = k.dtype.element_ty
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t0 + i, T - 1))
+    y = tl.load(gamma + tile * 64 + i)
+    eta = y
+    if RAW:
+        eta = tl.load(gamma + tile * 64 + i - 1, mask=i > 0, other=0.0)
+    strength, share = _strength(tl.load(gate + 192 + i))
     d_gamma = tl.zeros([64], tl.float32)
+    own = tl.zeros([64], tl.float32)
 
     if READ:  # what token i read
         dr = tl.zeros([64, 64], tl.float32)
-        d_query = tl.zeros([64, K], tl.float32)
         for iv in tl.range(0, V // BV, num_stages=STAGES):
             cv = iv * BV + tl.arange(0, BV)
             answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
             error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-            start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
             dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
+        # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
+        own = tl.sum(tl.where(diagonal, dr, 0.0), 1) * scale * strength
+        dr *= _decay(y, y, doc, doc, below, HAS_DOCS) * (strength * scale)[None, :]
+        tl.store(asked + square, dr.to(dt))
+        d_query = tl.zeros([64, K], tl.float32)
+        for iv in tl.range(0, V // BV, num_stages=STAGES):
+            cv = iv * BV + tl.arange(0, BV)
+            answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+            start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
             d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
         key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
+        d_query *= (tl.load(gate + i) * scale)[:, None]
+        d_query = tl.dot((dr * share[None, :]).to(dt), key, d_query, input_precision=IP)
         query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
-        y = tl.load(y_at + i)
-        read_in = tl.load(gate + i)
-        beta = tl.load(gate + 192 + i)
-        # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
-        own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
-        fade = _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
-        d_query = tl.dot((dr * fade).to(dt), key, d_query * (read_in * scale)[:, None], input_precision=IP)
         d_gamma += tl.sum(query.to(tl.float32) * d_query, 1)
-        d_query += own[:, None] * key.to(tl.float32)
+        d_query += (own * share)[:, None] * key.to(tl.float32)
         stored = dq + place + (i[:, None] * (HV * K) + ck[None, :])
         tl.store(stored, d_query.to(dq.dtype.element_ty), mask=inside[:, None])
-        tl.debug_barrier()
 
-    dm_t = tl.zeros([64, 64], tl.float32)  # what token j wrote
-    dr_t = tl.zeros([64, 64], tl.float32)
-    z = tl.zeros([64, K], tl.float32)
+    dm = tl.zeros([64, 64], tl.float32)  # what token i erased of the write of j
     for iv in tl.range(0, V // BV, num_stages=STAGES):
         cv = iv * BV + tl.arange(0, BV)
         error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
         d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
+    dm *= -_decay(eta, y, doc, doc, below, HAS_DOCS) * strength[None, :]
+    tl.store(erased + square, dm.to(dt))
+    tl.debug_barrier()
+
+    z = tl.zeros([64, K], tl.float32)  # what token j wrote
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
         end = tl.load(d_ends + corner + (ck[:, None] * V + cv[None, :]))
-        dm_t = tl.dot(error, tl.trans(d_value), dm_t, input_precision=IP)
         z = tl.dot(error, tl.trans(end), z, input_precision=IP)
-        if READ:
-            answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-            dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
-    y = tl.load(y_at + i)
-    eta = y
-    if RAW:
-        eta = tl.load(y_at + i - 1, mask=i > 0, other=0.0)
-    above = i[:, None] < i[None, :]
-    beta = tl.load(gate + 192 + i)
-    strength, share = _strength(beta)
-    fade = _decay_up(y, eta, doc, doc, above, HAS_DOCS) * strength[:, None]
-    erased = (-dm_t * fade).to(dt)
-    own = tl.zeros([64], tl.float32)
-    if READ:
-        if RAW:
-            fade = _decay_up(y, y, doc, doc, above, HAS_DOCS) * strength[:, None]
-        own += tl.sum(tl.where(i[:, None] == i[None, :], dr_t, 0.0), 1) * scale * strength
-        asked = (dr_t * (fade * scale)).to(dt)
     key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
     z *= (tl.load(gate + 128 + i) * strength)[:, None]
     everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1) * share, 0)
-    z = tl.dot(erased, key, z, input_precision=IP)
-    written = tl.zeros([64], tl.float32)
+    z = tl.dot(tl.trans(tl.load(erased + square)), key, z, input_precision=IP)
     if READ:
         query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
-        z = tl.dot(asked, query, z, input_precision=IP)
+        z = tl.dot(tl.trans(tl.load(asked + square)), query, z, input_precision=IP)
         d_gamma -= share * tl.sum(key.to(tl.float32) * z, 1)
         z += own[:, None] * query.to(tl.float32)
-        written += tl.sum(key.to(tl.float32) * z, 1)
+        written = tl.sum(key.to(tl.float32) * z, 1)
     else:
-        written += tl.sum(key.to(tl.float32) * z, 1)
+        written = tl.sum(key.to(tl.float32) * z, 1)
         d_gamma -= share * written
     tl.store(d_beta + at + i * HV, written / strength, mask=inside)
     written *= share  # k . d_key so far
-    d_key = z * share[:, None]
+    z *= share[:, None]
     tl.debug_barrier()
 
-    dm = tl.zeros([64, 64], tl.float32)  # what token i erased
-    carried = tl.zeros([BV, BV], tl.float32)  # its trace is <S0, dS1>
     erase_in = tl.load(gate + 64 + i)
+    through = tl.load(gate + 63)
     for iv in tl.range(0, V // BV, num_stages=STAGES):
         cv = iv * BV + tl.arange(0, BV)
-        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
         d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
         start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
         end = tl.load(d_ends + corner + (ck[:, None] * V + cv[None, :]))
-        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
         faded = (d_value.to(tl.float32) * -erase_in[:, None]).to(dt)
-        d_key = tl.dot(faded, tl.trans(start), d_key, input_precision=IP)
-        carried = tl.dot(tl.trans(start), end, carried, input_precision=IP)
+        z = tl.dot(faded, tl.trans(start), z, input_precision=IP)
+        everywhere += through * tl.sum(tl.sum(start.to(tl.float32) * end.to(tl.float32), 1), 0)
     key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
-    y = tl.load(y_at + i)
-    eta = y
-    if RAW:
-        eta = tl.load(y_at + i - 1, mask=i > 0, other=0.0)
-    beta = tl.load(gate + 192 + i)
-    fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * beta[None, :]
-    d_key = tl.dot((-dm * fade).to(dt), key, d_key, input_precision=IP)
-    d_eta = tl.sum(key.to(tl.float32) * d_key, 1) - written
-    column = tl.arange(0, BV)
-    carried = tl.where(column[:, None] == column[None, :], carried, 0.0)
-    everywhere += tl.load(gate + 63) * tl.sum(tl.sum(carried, 1), 0)
+    erasing = (tl.load(erased + square).to(tl.float32) * share[None, :]).to(dt)
+    z = tl.dot(erasing, key, z, input_precision=IP)
+    d_eta = tl.sum(key.to(tl.float32) * z, 1) - written
     d_steps = tl.cumsum(d_gamma + d_eta, 0, reverse=True) + everywhere
     if RAW:
         d_steps -= d_eta  # the raw error's eta_i stops one step before gamma_i
     tl.store(d_log_decay + at + i * HV, d_steps, mask=inside)
     stored = dk + place + (i[:, None] * (HV * K) + ck[None, :])
-    tl.store(stored, d_key.to(dk.dtype.element_ty), mask=inside[:, None])
+    tl.store(stored, z.to(dk.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=["T", "N"])
 def read_backward_kernel(
-    d_out, q, k, errors, states, gamma, gates, docs, dq, dk, d_errors, d_states, d_beta, d_log_decay,
+    d_out, q, k, errors, states, gamma, gates, docs, squares, dq, dk, d_errors, d_states, d_beta, d_log_decay,
     T, N, sqb, sqt, sqh, skb, skt, skh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, HAS_DOCS: tl.constexpr, IP: tl.constexpr,
     STAGES: tl.constexpr,
@@ -262,45 +242,62 @@ def read_backward_kernel(
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
-    query = tl.load(q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :], mask=inside, other=0.0)
-    key = tl.load(k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :], mask=inside, other=0.0)
-    # transposed: rows are the writers j, columns the readers i
-    keep = i[:, None] <= i[None, :]
-    if HAS_DOCS:
-        keep = keep & (doc[:, None] == doc[None, :])
-    fade_t = tl.where(keep, tl.exp(tl.minimum((y[None, :] - y[:, None]).to(tl.float32), 0.0)), 0.0) * scale
-    scores_t = (tl.dot(key, tl.trans(query), input_precision=IP) * fade_t * beta[:, None]).to(dt)
+    diagonal = i[:, None] == i[None, :]
+    strength, share = _strength(beta)
+    asked = squares + tile * 4096
+    square = i[:, None] * 64 + i[None, :]
+    q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :]
+    k_rows = k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :]
+
     dr = tl.zeros([64, 64], tl.float32)
-    dr_t = tl.zeros([64, 64], tl.float32)
-    from_read = tl.zeros([64, K], tl.float32)
     for iv in tl.range(0, V // BV, num_stages=STAGES):
         cv = iv * BV + tl.arange(0, BV)
         answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
         error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
-        start = tl.load(states + corner + cv[None, :])
         dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
-        dr_t = tl.dot(error, tl.trans(answer), dr_t, input_precision=IP)
-        from_read = tl.dot(answer, tl.trans(start), from_read, input_precision=IP)
+    # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
+    own = tl.sum(tl.where(diagonal, dr, 0.0), 1) * scale * strength
+    dr *= _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (strength * scale)[None, :]
+    tl.store(asked + square, dr.to(dt))
+    d_query = tl.zeros([64, K], tl.float32)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
+        start = tl.load(states + corner + cv[None, :])
+        d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
+    key = tl.load(k_rows, mask=inside, other=0.0)
+    query = tl.load(q_rows, mask=inside, other=0.0)
+    d_query *= (read_in * scale)[:, None]
+    d_query = tl.dot((dr * share[None, :]).to(dt), key, d_query, input_precision=IP)
+    d_gamma = tl.sum(query.to(tl.float32) * d_query, 1)
+    d_query += (own * share)[:, None] * key.to(tl.float32)
+    place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
+    tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
+    tl.debug_barrier()
+
+    z = tl.dot(tl.trans(tl.load(asked + square)), query, input_precision=IP)
+    d_gamma -= share * tl.sum(key.to(tl.float32) * z, 1)
+    z += own[:, None] * query.to(tl.float32)
+    at = b * T * HV + t * HV + h
+    tl.store(d_beta + at, tl.sum(key.to(tl.float32) * z, 1) / strength, mask=t < T)
+    tl.store(d_log_decay + at, tl.cumsum(d_gamma, 0, reverse=True), mask=t < T)
+    tl.store(dk + place, (share[:, None] * z).to(dk.dtype.element_ty), mask=inside)
+    tl.debug_barrier()
+
+    key = tl.load(k_rows, mask=inside, other=0.0)
+    query = tl.load(q_rows, mask=inside, other=0.0)
+    # rows are the writers j, columns the readers i
+    scores_t = tl.dot(key, tl.trans(query), input_precision=IP) * (beta * scale)[:, None]
+    keep = i[:, None] <= i[None, :]
+    if HAS_DOCS:
+        keep = keep & (doc[:, None] == doc[None, :])
+    difference = (y[None, :] - y[:, None]).to(tl.float32)
+    scores_t = (scores_t * tl.exp(tl.where(keep, difference, float("-inf")))).to(dt)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
         d_error = tl.dot(scores_t, answer, input_precision=IP)
         tl.store(d_errors + rows + cv[None, :], d_error.to(dt), mask=inside)
         faded = (answer.to(tl.float32) * (read_in * scale)[:, None]).to(dt)
         d_state = tl.dot(tl.trans(query), faded, input_precision=IP)
         tl.store(d_states + corner + cv[None, :], d_state.to(dt))
-    place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
-    # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
-    own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale
-    fade = _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
-    d_query = tl.dot((dr * fade).to(dt), key, from_read * (read_in * scale)[:, None], input_precision=IP)
-    strength, share = _strength(beta)
-    fade_t = tl.where(i[:, None] == i[None, :], 0.0, fade_t) * strength[:, None]
-    z = tl.dot((dr_t * fade_t).to(dt), query, input_precision=IP)
-    query32, key32 = query.to(tl.float32), key.to(tl.float32)
-    d_gamma = tl.sum(query32 * d_query, 1) - share * tl.sum(key32 * z, 1)
-    d_query += (beta * own)[:, None] * key32
-    z += (own * strength)[:, None] * query32
-    db = tl.sum(key32 * z, 1) / strength
-    tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
-    tl.store(dk + place, (share[:, None] * z).to(dk.dtype.element_ty), mask=inside)
-    at = b * T * HV + t * HV + h
-    tl.store(d_beta + at, db, mask=t < T)
-    tl.store(d_log_decay + at, tl.cumsum(d_gamma, 0, reverse=True), mask=t < T)

@@ -200,9 +200,11 @@ def write_backward(
     dq = _unfolded(asked, heads) if has_read else dk
     dg = gates.new_empty(batch, length, heads)
     db = torch.empty_like(dg)
+    # two matrices of each chunk whose transposes are needed too
+    squares = keys.new_empty(2 if has_read else 1, batch * n * heads, CHUNK, CHUNK)
     c = config("gradients", key_dim, value_dim, keys.dtype)
     backward.gradients_kernel[(batch * n * heads,)](
-        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, dq, dk, db, dg, *sizes,
+        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, squares, dq, dk, db, dg, *sizes,
         BV=c.block, RAW=raw, HAS_DOCS=documents is not None, STAGES=c.stages, num_warps=c.warps,
         maxnreg=c.registers, **shared,
     )  # fmt: skip
@@ -229,9 +231,10 @@ def read_backward(
     de, ds = torch.empty_like(errors), torch.empty_like(states)
     dg = gates.new_empty(batch, length, heads)
     db = torch.empty_like(dg)
+    squares = keys.new_empty(batch * n * heads, CHUNK, CHUNK)
     c = config("read_backward", key_dim, value_dim, keys.dtype)
     backward.read_backward_kernel[(batch * n * heads,)](
-        d_out, queries, keys, errors, states, gamma, gates, documents, dq, dk, de, ds, db, dg,
+        d_out, queries, keys, errors, states, gamma, gates, documents, squares, dq, dk, de, ds, db, dg,
         length, n, *_strides(queries), *_strides(keys), keys.shape[2], queries.shape[2], heads, scale,
         K=key_dim, V=value_dim, BV=c.block, HAS_DOCS=documents is not None, IP=_precision(keys.dtype),
         STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,

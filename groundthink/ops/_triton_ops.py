@@ -251,19 +251,22 @@ torch.library.register_autograd("groundthink::triton_read", _read_backward, setu
 
 
 class _EagerWrite(torch.autograd.Function):
-    """`triton_write` without the operator's dispatch, which costs more time than the kernels of a small shape."""
+    """`triton_write` without the operator's dispatch, which costs more time than the kernels of a small shape.
+
+    Autograd's bookkeeping of every output costs too: gamma and gates leave through the list `aside`.
+    """
 
     @staticmethod
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+    def forward(ctx, aside, *inputs):  # type: ignore[no-untyped-def]
         output = _write(*inputs)
         _write_context(ctx, inputs, output)
-        ctx.mark_non_differentiable(*output[4:])
-        return output
+        aside += output[6:]
+        return output[:4]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        return _write_backward(ctx, *grads, gradients=_write_gradients)
+        return None, *_write_backward(ctx, *grads, gradients=_write_gradients)
 
 
 class _EagerRead(torch.autograd.Function):
@@ -334,9 +337,15 @@ def write_and_read(
         new = torch.empty_like(state)
         out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
         return (new,), new, None if out is None else out.to(values.dtype)
-    # torch.compile sees the operator; without it the same functions are called directly
-    call = triton_write if torch.compiler.is_compiling() else _EagerWrite.apply
-    out, final, errors, states, _, _, gamma, gates = call(k, v, q, g, b, s, ids, raw, scale, keep)
+    inputs = (k, v, q, g, b, s, ids, raw, scale, keep)
+    if torch.compiler.is_compiling():  # the compiler sees the operator; without it the same functions run directly
+        out, final, errors, states, _, _, gamma, gates = triton_write(*inputs)
+    elif differentiated:
+        aside: list[Tensor] = []
+        out, final, errors, states = _EagerWrite.apply(aside, *inputs)
+        gamma, gates = aside
+    else:
+        out, final, errors, states, _, _, gamma, gates = _write(*inputs)
     parts = (k, errors, states, g, b, gamma, gates, ids) if keep else ()
     return parts, final, None if q is None else out.to(values.dtype)
 

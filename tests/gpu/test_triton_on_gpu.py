@@ -64,7 +64,9 @@ def outcome(ops: Any, x: dict[str, Tensor], *, raw: bool, documents: Tensor | No
     for y in (out, again, final):
         loss = loss + (y.double() * torch.randn(y.shape, generator=g, device="cuda", dtype=torch.float64)).sum()
     grads = torch.autograd.grad(loss, list(x.values()))
-    return {"out": out, "again": again, "final": final} | dict(zip(x, grads, strict=True))
+    return {n: y.detach() for n, y in (("out", out), ("again", again), ("final", final))} | dict(
+        zip(x, grads, strict=True)
+    )
 
 
 def assert_within(
