@@ -74,7 +74,7 @@ class GatedDeltaNet(Mixer):
         return {"memory": (c.value_heads, c.head_dim, c.value_dim), "conv": (c.conv_width - 1, sum(self.sizes))}
 
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
-        """See `Mixer`. The memory returned may be read by any later layer."""
+        """See `Mixer`. Any later layer may read the memory returned if the context asks to keep it."""
         mixed, conv_state = ops.causal_conv(
             self.qkv(x),
             self.conv.weight.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else self.conv.weight,
@@ -95,6 +95,7 @@ class GatedDeltaNet(Mixer):
             initial_state=None if state is None else state["memory"],
             error=self.config.error,
             documents=context.documents,
+            keep=context.keep_memory,
             backend=self.config.backend,
         )
         read = self.out_norm(read).flatten(2) * F.silu(self.out_gate(x))

@@ -26,12 +26,14 @@ class Context:
         documents: [B,T] ids, non-decreasing; None means one document per row.
         memories: written by the layers below, nearest last.
         keep_state: whether the state after the last token is wanted.
+        keep_memory: whether a later layer will read the memory that this one writes.
     """
 
     positions: Tensor
     documents: Tensor | None = None
     memories: tuple[DeltaMemory, ...] = ()
     keep_state: bool = True
+    keep_memory: bool = True
 
 
 class Mixed(NamedTuple):
@@ -40,7 +42,7 @@ class Mixed(NamedTuple):
     Attributes:
         y: [B,T,D].
         state: what the layer carries on; None if it was not asked for.
-        memory: what later layers may read; None if the layer writes none.
+        memory: what later layers may read (its final state alone unless `keep_memory`); None if the layer writes none.
     """
 
     y: Tensor

@@ -39,6 +39,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(holder)
         sizes = holder.model_config
         self.sizes = sizes
+        self._read_later = _layers_read_later(sizes)
         self.embed = nn.Embedding(sizes.vocab_size, sizes.d_model)
         self.blocks = nn.ModuleList(Block(sizes, i) for i in range(len(sizes.layers)))
         self.norm = RMSNorm(sizes.d_model, sizes.norm_eps)
@@ -77,7 +78,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         memories: tuple[DeltaMemory, ...] = ()
         states: list[State] = []
         for i, block in enumerate(self.blocks):
-            context = Context(positions, documents, memories, keep_state)
+            context = Context(positions, documents, memories, keep_state, keep_memory=i in self._read_later)
             x, state, memory = block(x, None if snapshot is None else snapshot.layers[i], context)
             memories = memories if memory is None else (*memories, memory)
             if state is not None:
@@ -250,6 +251,16 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the output head."""
         self.lm_head = new_embeddings  # type: ignore[assignment]
+
+
+def _layers_read_later(sizes: ModelConfig) -> frozenset[int]:
+    """Indices of the layers whose memory a later S layer reads: the others store nothing for that."""
+    read: set[int] = set()
+    for layer, letter in enumerate(sizes.layers):
+        if letter == "S":
+            below = [i for i in range(layer) if sizes.layers[i] == "G"]
+            read |= set(below[-sizes.read_sources_of(layer) :])
+    return frozenset(read)
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:

@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteInputs:
+    """What a write is told. Shapes, dtypes and meaning as in `ops.write`.
+
+    Attributes:
+        keys: [B,T,H,K].
+        values: [B,T,HV,V].
+        log_decay: [B,T,HV].
+        beta: [B,T,HV].
+        initial_state: [B,HV,K,V]; None means empty.
+        documents: [B,T] ids; None means one document per row.
+        raw: the error is taken before the decay.
+    """
+
+    keys: Tensor
+    values: Tensor
+    _: dataclasses.KW_ONLY
+    log_decay: Tensor
+    beta: Tensor
+    initial_state: Tensor | None = None
+    documents: Tensor | None = None
+    raw: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as keyword arguments."""
+        return dict(vars(self))
 
 
 def expand_heads(x: Tensor, heads: int) -> Tensor:
@@ -18,19 +49,13 @@ def fold_heads(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype)
 
 
-def check_write(
-    keys: Tensor,
-    values: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    documents: Tensor | None,
-) -> None:
+def check_write(inputs: WriteInputs) -> None:
     """Refuse shapes that do not belong together.
 
     Raises:
         ValueError: naming the argument and the shape it should have.
     """
+    keys, values = inputs.keys, inputs.values
     if keys.dim() != 4 or values.dim() != 4 or keys.shape[:2] != values.shape[:2]:
         raise ValueError(f"keys [B,T,H,K] and values [B,T,HV,V] do not fit: {tuple(keys.shape)}, {tuple(values.shape)}")
     batch, length, heads, value_dim = values.shape
@@ -39,17 +64,17 @@ def check_write(
     if heads % keys.shape[2]:
         raise ValueError(f"{heads} value heads are not a multiple of {keys.shape[2]} key heads")
     expected = {"log_decay": (batch, length, heads), "beta": (batch, length, heads)}
-    for name, gate in (("log_decay", log_decay), ("beta", beta)):
+    for name, gate in (("log_decay", inputs.log_decay), ("beta", inputs.beta)):
         if tuple(gate.shape) != expected[name]:
             raise ValueError(f"{name} should be {expected[name]}, is {tuple(gate.shape)}")
         if gate.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} should be float32, is {gate.dtype}: gates lose their meaning in half precision")
-    if initial_state is not None:
+    if inputs.initial_state is not None:
         wanted = (batch, heads, keys.shape[-1], value_dim)
-        if tuple(initial_state.shape) != wanted:
-            raise ValueError(f"initial_state should be {wanted}, is {tuple(initial_state.shape)}")
-    if documents is not None and tuple(documents.shape) != (batch, length):
-        raise ValueError(f"documents should be {(batch, length)}, is {tuple(documents.shape)}")
+        if tuple(inputs.initial_state.shape) != wanted:
+            raise ValueError(f"initial_state should be {wanted}, is {tuple(inputs.initial_state.shape)}")
+    if inputs.documents is not None and tuple(inputs.documents.shape) != (batch, length):
+        raise ValueError(f"documents should be {(batch, length)}, is {tuple(inputs.documents.shape)}")
 
 
 def check_read(queries: Tensor, *, batch: int, length: int, key_heads: int, heads: int, key_dim: int) -> None:

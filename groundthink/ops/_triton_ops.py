@@ -336,7 +336,7 @@ def write_and_read(
         state = g.new_zeros(*v.shape[:1], *v.shape[2:3], k.shape[3], v.shape[3]) if s is None else s
         new = torch.empty_like(state)
         out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
-        return (new,), new, None if out is None else out.to(values.dtype)
+        return (new,) if keep else (), new, None if out is None else out.to(values.dtype)
     inputs = (k, v, q, g, b, s, ids, raw, scale, keep)
     if torch.compiler.is_compiling():  # the compiler sees the operator; without it the same functions run directly
         out, final, errors, states, _, _, gamma, gates = triton_write(*inputs)
@@ -359,8 +359,9 @@ def write(
     initial_state: Tensor | None,
     documents: Tensor | None,
     raw: bool,
+    keep: bool = True,
 ) -> tuple[tuple[Tensor | None, ...], Tensor]:
-    """`Backend.write`."""
+    """`write_and_read` without the read: (parts, final state)."""
     parts, final, _ = write_and_read(
         keys,
         values,
@@ -371,6 +372,7 @@ def write(
         documents=documents,
         raw=raw,
         scale=1.0,
+        keep=keep,
     )
     return parts, final
 

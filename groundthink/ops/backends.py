@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 from types import MappingProxyType, ModuleType
@@ -14,28 +15,27 @@ from groundthink.errors import BackendError
 from groundthink.ops import _reference
 from groundthink.ops._chunked_read import chunked_read
 from groundthink.ops._chunked_write import chunked_write
+from groundthink.ops._shapes import WriteInputs
 
 Parts = tuple[Tensor | None, ...]
 log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """One implementation of the memory operator: two functions of explicit tensors."""
+    """One implementation of the memory operator: three functions of explicit tensors.
+
+    `keep=False` says that nobody will call `read`: nothing is stored for it, and parts are empty.
+    """
 
     name: str
 
-    def write(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        log_decay: Tensor,
-        beta: Tensor,
-        initial_state: Tensor | None,
-        documents: Tensor | None,
-        raw: bool,
-    ) -> tuple[Parts, Tensor]:
-        """What reads need, and the final state. Arguments as in `ops.write`."""
+    def write(self, inputs: WriteInputs, *, keep: bool) -> tuple[Parts, Tensor]:
+        """What reads need, and the final state [B,HV,K,V]."""
+
+    def write_and_read(
+        self, inputs: WriteInputs, queries: Tensor, *, scale: float, keep: bool
+    ) -> tuple[Parts, Tensor, Tensor]:
+        """`write`, then what the writer's own queries read: (parts, final state, [B,T,HV,V])."""
 
     def read(self, parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
         """[B,T,HV,V] for queries [B,T,H or HV,K]."""
@@ -45,79 +45,66 @@ class Reference:
     """Token by token, any floating dtype: the judge."""
 
     name = "reference"
-    write = staticmethod(_reference.write)
-    read = staticmethod(_reference.read)
+
+    def write(self, inputs: WriteInputs, *, keep: bool) -> tuple[Parts, Tensor]:
+        """See `Backend`."""
+        parts, final = _reference.write(**inputs.arguments())
+        return parts if keep else (), final
+
+    def write_and_read(
+        self, inputs: WriteInputs, queries: Tensor, *, scale: float, keep: bool
+    ) -> tuple[Parts, Tensor, Tensor]:
+        """See `Backend`."""
+        parts, final = self.write(inputs, keep=True)
+        return parts if keep else (), final, self.read(parts, queries, scale=scale)
+
+    def read(self, parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
+        """See `Backend`."""
+        return _reference.read(parts, queries, scale=scale)
 
 
-class Chunked:
+class Chunked(Reference):
     """Batched matrix products over chunks of 64 tokens with a hand-written backward: the path on the CPU."""
 
     name = "chunked"
 
-    @staticmethod
-    def write(
-        keys: Tensor,
-        values: Tensor,
-        *,
-        log_decay: Tensor,
-        beta: Tensor,
-        initial_state: Tensor | None,
-        documents: Tensor | None,
-        raw: bool,
-    ) -> tuple[Parts, Tensor]:
+    def write(self, inputs: WriteInputs, *, keep: bool) -> tuple[Parts, Tensor]:
         """The decode step is one token of the recurrence; longer texts go through chunks."""
+        keys, dtype = inputs.keys, inputs.beta.dtype
         if keys.shape[1] == 1:
-            return _reference.write(
-                keys.to(beta.dtype),
-                values.to(beta.dtype),
-                log_decay=log_decay,
-                beta=beta,
-                initial_state=initial_state,
-                documents=None,
-                raw=raw,
-            )
-        pseudo, states, final, *_ = chunked_write(keys, values, log_decay, beta, initial_state, documents, raw)
-        return (keys, pseudo, states, log_decay, documents), final
+            token = dataclasses.replace(inputs, keys=keys.to(dtype), values=inputs.values.to(dtype), documents=None)
+            return super().write(token, keep=keep)
+        pseudo, states, final, *_ = chunked_write(**inputs.arguments())
+        return (keys, pseudo, states, inputs.log_decay, inputs.documents) if keep else (), final
 
-    @staticmethod
-    def read(parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
+    def read(self, parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
         """Reads of a decode step and of chunks differ in what the write kept."""
         if len(parts) == 1:
-            return _reference.read(parts, queries, scale=scale)
+            return super().read(parts, queries, scale=scale)
         keys, pseudo, states, log_decay, documents = parts
         out, *_ = chunked_read(queries, keys, pseudo, states, log_decay, documents, scale)
         return out
 
 
 class Triton:
-    """Kernels of our own for CUDA devices; loaded when first used, so that nothing else needs Triton."""
+    """Kernels of our own for CUDA devices; loaded when first used, so that nothing else needs Triton.
+
+    bfloat16 keys are computed in bfloat16, all others in float32.
+    """
 
     name = "triton"
 
-    @staticmethod
-    def write(
-        keys: Tensor,
-        values: Tensor,
-        *,
-        log_decay: Tensor,
-        beta: Tensor,
-        initial_state: Tensor | None,
-        documents: Tensor | None,
-        raw: bool,
-    ) -> tuple[Parts, Tensor]:
-        """See `Backend`; bfloat16 keys are computed in bfloat16, all others in float32."""
-        return _triton().write(
-            keys,
-            values,
-            log_decay=log_decay,
-            beta=beta,
-            initial_state=initial_state,
-            documents=documents,
-            raw=raw,
-        )
+    def write(self, inputs: WriteInputs, *, keep: bool) -> tuple[Parts, Tensor]:
+        """See `Backend`."""
+        return _triton().write(**inputs.arguments(), keep=keep)
 
-    @staticmethod
-    def read(parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
+    def write_and_read(
+        self, inputs: WriteInputs, queries: Tensor, *, scale: float, keep: bool
+    ) -> tuple[Parts, Tensor, Tensor]:
+        """See `Backend`."""
+        return _triton().write_and_read(**inputs.arguments(), queries=queries, scale=scale, keep=keep)
+
+    def read(self, parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
         """See `Backend`."""
         return _triton().read(parts, queries, scale=scale)
 

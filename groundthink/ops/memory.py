@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from groundthink.errors import StateError
 from groundthink.ops import backends
-from groundthink.ops._shapes import check_read, check_write
+from groundthink.ops._shapes import WriteInputs, check_read, check_write
 
 ErrorForm = Literal["decayed", "raw"]
 
@@ -45,7 +46,14 @@ class DeltaMemory:
 
         Raises:
             ValueError: the queries do not fit the memory.
+            StateError: it was written with `keep=False`.
         """
+        if not self._parts:
+            raise StateError(
+                "this memory keeps its final state alone and cannot be read again",
+                where="DeltaMemory.read",
+                fix="write it with keep=True",
+            )
         batch, heads, key_dim, _ = self.final_state.shape
         check_read(
             queries,
@@ -87,20 +95,19 @@ def write(
         ValueError: shapes or dtypes that do not belong together.
         BackendError: a backend that does not exist or cannot run here.
     """
-    if error not in ("decayed", "raw"):
-        raise ValueError(f"error should be 'decayed' or 'raw', is {error!r}")
-    check_write(keys, values, log_decay, beta, initial_state, documents)
+    inputs = WriteInputs(
+        keys,
+        values,
+        log_decay=log_decay,
+        beta=beta,
+        initial_state=initial_state,
+        documents=documents,
+        raw=_is_raw(error),
+    )
+    check_write(inputs)
     chosen = backends.choose(backend, keys.device)
     with torch.autocast(keys.device.type, enabled=False):  # the state is float32 whatever the model runs in
-        parts, final_state = chosen.write(
-            keys,
-            values,
-            log_decay=log_decay,
-            beta=beta,
-            initial_state=initial_state,
-            documents=documents,
-            raw=error == "raw",
-        )
+        parts, final_state = chosen.write(inputs, keep=True)
     return DeltaMemory(final_state, chosen, parts, keys.shape[1], keys.shape[2])
 
 
@@ -115,17 +122,44 @@ def write_and_read(
     error: ErrorForm = "decayed",
     documents: Tensor | None = None,
     scale: float | None = None,
+    keep: bool = True,
     backend: str = "auto",
 ) -> tuple[DeltaMemory, Tensor]:
-    """`write` and the writer's own `read` in one call; a backend may fuse them. Returns (memory, [B,T,HV,V])."""
-    memory = write(
+    """`write` and the writer's own `read` in one call, which a backend may fuse.
+
+    Args:
+        keys, values, log_decay, beta, initial_state, error, documents, backend: as in `write`.
+        queries: [B,T,H,K] with the key heads' or the value heads' number.
+        scale: factor of what is read; None means K^-0.5.
+        keep: whether the memory will be read again; if not, nothing is stored for that and its `read` raises.
+
+    Returns:
+        The memory and what was read, [B,T,HV,V] in the queries' dtype.
+
+    Raises:
+        ValueError: shapes or dtypes that do not belong together.
+        BackendError: a backend that does not exist or cannot run here.
+    """
+    inputs = WriteInputs(
         keys,
         values,
         log_decay=log_decay,
         beta=beta,
         initial_state=initial_state,
-        error=error,
         documents=documents,
-        backend=backend,
+        raw=_is_raw(error),
     )
-    return memory, memory.read(queries, scale=scale)
+    check_write(inputs)
+    (batch, length, key_heads, key_dim), heads = keys.shape, values.shape[2]
+    check_read(queries, batch=batch, length=length, key_heads=key_heads, heads=heads, key_dim=key_dim)
+    chosen = backends.choose(backend, keys.device)
+    scale = key_dim**-0.5 if scale is None else scale
+    with torch.autocast(keys.device.type, enabled=False):  # as in `write`
+        parts, final_state, read = chosen.write_and_read(inputs, queries, scale=scale, keep=keep)
+    return DeltaMemory(final_state, chosen, parts, length, key_heads), read.to(queries.dtype)
+
+
+def _is_raw(error: str) -> bool:
+    if error not in ("decayed", "raw"):
+        raise ValueError(f"error should be 'decayed' or 'raw', is {error!r}")
+    return error == "raw"

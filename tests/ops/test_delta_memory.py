@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 from types import MappingProxyType
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from groundthink import ops
-from groundthink.errors import BackendError
-from groundthink.ops import _chunk_factors, _reference, backends
+from groundthink.errors import BackendError, StateError
+from groundthink.model import HybridForCausalLM, ModelConfig
+from groundthink.ops import _chunk_factors, backends
+from groundthink.ops._shapes import WriteInputs
 
 FEW = settings(deadline=None, max_examples=12, derandomize=True, database=None)
 LENGTHS = (1, 2, 63, 64, 65, 100, 130)
@@ -118,44 +121,70 @@ def test_gradients_reach_the_writes_through_each_use_alone(used: str) -> None:
     mc.assert_matches(grads["chunked"], grads["reference"], torch.float32)
 
 
+# --- memories that nobody reads again ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("length", [1, 70])
+def test_a_memory_not_kept_is_the_same_but_for_its_reads(length: int, backend: str) -> None:
+    found = []
+    for keep in (True, False):
+        x = {n: v.requires_grad_() for n, v in mc.make(mc.Case(length, initial=True)).items() if n != "second"}
+        memory, y = ops.write_and_read(**x, keep=keep, backend=backend)
+        grads = torch.autograd.grad(y.square().sum() + memory.final_state.sum(), list(x.values()))
+        found.append((y, memory.final_state, *grads))
+        assert bool(memory._parts) is keep
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with pytest.raises(StateError, match=r"cannot be read again.*keep=True"):
+        memory.read(torch.zeros(2, length, 2, 6))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sources", "kept"),
+    [("GG", "nearest", set()), ("GGSGA", "nearest", {1}), ("GGSGA", "all", {0, 1}), ("GSGGS", "nearest", {0, 3})],
+)
+def test_a_model_keeps_the_memories_that_a_later_layer_reads(pattern: str, sources: str, kept: set[int]) -> None:
+    sizes = {"vocab_size": 11, "d_model": 8, "n_heads": 1, "head_dim": 4, "value_dim": 4, "window_size": 4}
+    model = HybridForCausalLM(ModelConfig(pattern=pattern, read_sources=sources, **sizes))  # type: ignore[arg-type]
+    memories = {}
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda _m, _i, out, i=i: memories.update({i: out.memory}))
+    model(torch.arange(6)[None])
+    written = {i: memory for i, memory in memories.items() if memory is not None}
+    assert {i for i, memory in written.items() if memory._parts} == kept
+    assert set(written) == {i for i, letter in enumerate(pattern) if letter == "G"}
+
+
 # --- planted faults: the comparison above must see them ------------------------------------------------------
 
 
 class _DecaysTooLate(backends.Reference):
     """The error is taken from the state before the decay where the decayed form was asked for."""
 
-    @staticmethod
-    def write(*args: Any, **kwargs: Any) -> Any:
-        return _reference.write(*args, **{**kwargs, "raw": not kwargs["raw"]})
+    def write(self, inputs: WriteInputs, *, keep: bool) -> Any:
+        return super().write(dataclasses.replace(inputs, raw=not inputs.raw), keep=keep)
 
 
 class _ReadsOneEarlier(backends.Reference):
     """A read at t returns the state after t - 1."""
 
-    @staticmethod
-    def read(parts: Any, queries: Tensor, *, scale: float) -> Tensor:
-        return _reference.read((parts[0].roll(1, 1),), queries, scale=scale)
+    def read(self, parts: Any, queries: Tensor, *, scale: float) -> Tensor:
+        return super().read((parts[0].roll(1, 1),), queries, scale=scale)
 
 
 class _ForgetsBoundaries(backends.Reference):
     """Documents are ignored."""
 
-    @staticmethod
-    def write(*args: Any, **kwargs: Any) -> Any:
-        return _reference.write(*args, **{**kwargs, "documents": None})
+    def write(self, inputs: WriteInputs, *, keep: bool) -> Any:
+        return super().write(dataclasses.replace(inputs, documents=None), keep=keep)
 
 
 class _DropsAGradient(backends.Reference):
     """Outputs are right, the gradient of the decay is not."""
 
-    @staticmethod
-    def write(*args: Any, **kwargs: Any) -> Any:
-        return _reference.write(*args, **{**kwargs, "log_decay": kwargs["log_decay"] * 1.0 + _half(kwargs)})
-
-
-def _half(kwargs: dict[str, Any]) -> Tensor:
-    """Zero in value; takes half of the gradient away."""
-    return (kwargs["log_decay"].detach() - kwargs["log_decay"]) * 0.5
+    def write(self, inputs: WriteInputs, *, keep: bool) -> Any:
+        gate = inputs.log_decay  # what is added is 0, and takes half of the gradient away
+        return super().write(dataclasses.replace(inputs, log_decay=gate + (gate.detach() - gate) * 0.5), keep=keep)
 
 
 @pytest.mark.parametrize("fault", [_DecaysTooLate, _ReadsOneEarlier, _ForgetsBoundaries, _DropsAGradient])
