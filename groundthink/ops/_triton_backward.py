@@ -49,9 +49,9 @@ def scan_backward_kernel(
         place = ((b * N + n) * HV + h) * K * V + ck[None, :] * V + cv[:, None]
         key = tl.load(k_rows + t[:, None] * skt, mask=t[:, None] < T, other=0.0)
         inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])
-        erase_in = tl.load(gates + tile * 320 + 64 + i)
-        kept = tl.load(gates + tile * 320 + 256 + i)
-        through = tl.load(gates + tile * 320 + 63)
+        erase_in = tl.load(gates + tile * 384 + 64 + i)
+        kept = tl.load(gates + tile * 384 + 256 + i)
+        through = tl.load(gates + tile * 384 + 63)
         end = d_state.to(dt)
         tl.store(d_ends + place, end)
         d_error = tl.dot(end, tl.trans(key), input_precision=IP) * kept[None, :]
@@ -59,7 +59,7 @@ def scan_backward_kernel(
         if READ:
             query = tl.load(q_rows + t[:, None] * sqt, mask=t[:, None] < T, other=0.0)
             answer = tl.load(d_out + columns + t[None, :] * HV * V, mask=t[None, :] < T, other=0.0)
-            read_in = tl.load(gates + tile * 320 + i)
+            read_in = tl.load(gates + tile * 384 + i)
             score = tl.load(scores + tile * 4096 + i[:, None] * 64 + i[None, :])
             d_error = tl.dot(answer, score, d_error, input_precision=IP)
             d_state = tl.dot(
@@ -76,28 +76,23 @@ def scan_backward_kernel(
 
 
 @triton.jit
-def _strength(beta):
-    """(strength, share) with strength * share = beta and strength > 0.
-
-    What a token wrote enters its products scaled by strength, rounded exactly as where it is read: so the gates'
-    gradients, differences of the two, cancel what they should. Only where beta is about 0 the factor stays outside.
-    """
-    tiny = tl.abs(beta) < 1e-6
-    return tl.where(tiny, 1.0, beta), tl.where(tiny, beta, 1.0)
+def _never_zero(beta):
+    """beta, or where it is 0 a number so small that only a quotient by it shows: dbeta is a product divided by beta."""
+    return tl.where(tl.abs(beta) < 1e-20, 1e-20, beta)
 
 
 @triton.jit(do_not_specialize=["T", "N"])
-def gradients_kernel(
-    k, q, errors, d_values, d_out, states, d_ends, gamma, gates, docs, squares, dq, dk, d_beta, d_log_decay,
+def rows_kernel(
+    k, q, errors, d_values, d_out, states, gamma, gates, docs, squares, dq, d_beta, d_log_decay,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
     HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys, queries and gates of one chunk of one value head; dq, dk [B,T,HV,K] are not yet folded.
+    """What each token of a chunk erased and read: both 64x64 matrices for `columns_kernel`, and the queries' gradient.
 
-    One accumulator at a time: few registers let several programs share a multiprocessor, and what one of them loads
-    again comes from the cache. The two 64x64 matrices whose transposes are needed too go through memory (`squares`);
-    the barriers keep the compiler from carrying what it could load again.
+    A token's read of its own write knows no decay: it is kept out of the matrix and of the gates' gradients, where it
+    would have to cancel. d_beta receives that diagonal and d_log_decay q . dq without it, for the next kernel to turn
+    into gradients. dq [B,T,HV,K] is not yet folded.
     """
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
@@ -107,96 +102,116 @@ def gradients_kernel(
     ck = tl.arange(0, K)
     t0 = (n * 64).to(tl.int32)
     inside = t0 + i < T
-    below = i[:, None] > i[None, :]
-    diagonal = i[:, None] == i[None, :]
     tile = (b * HV + h) * N + n
     # 64-bit bases, 32-bit offsets inside the tile
     v_base = (b * T + t0) * HV * V + h * V
-    k_base = k + b * skb + t0.to(tl.int64) * skt + (h // (HV // H)) * skh
-    q_base = q + b * sqb + t0.to(tl.int64) * sqt + (h // (HV // HQ)) * sqh
     v_rows = i[:, None] * (HV * V)
-    corner = (bn * HV + h) * K * V
-    place = (b * T + t0) * HV * K + h * K
-    gate = gates + tile * 320
-    at = (b * T + t0) * HV + h
+    gate = gates + tile * 384
     square = i[:, None] * 64 + i[None, :]
     erased = squares + tile * 4096
     asked = erased + tl.num_programs(0).to(tl.int64) * 4096
     dt = k.dtype.element_ty
+    dm = tl.zeros([64, 64], tl.float32)
+    dr = tl.zeros([64, 64], tl.float32)
+    for iv in tl.range(0, V // BV, num_stages=STAGES):
+        cv = iv * BV + tl.arange(0, BV)
+        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
+        if READ:
+            answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
+            dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t0 + i, T - 1))
     y = tl.load(gamma + tile * 64 + i)
-    eta = y
+    beta = _never_zero(tl.load(gate + 192 + i))
+    below = i[:, None] > i[None, :]
+    fade = _decay(y, y, doc, doc, below, HAS_DOCS) * beta[None, :]
+    at = (b * T + t0) * HV + h + i * HV
+    if READ:
+        own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
+        tl.store(d_beta + at, own, mask=inside)
+        asking = (dr * (fade * scale)).to(dt)
+        tl.store(asked + square, asking)
     if RAW:
         eta = tl.load(gamma + tile * 64 + i - 1, mask=i > 0, other=0.0)
-    strength, share = _strength(tl.load(gate + 192 + i))
-    d_gamma = tl.zeros([64], tl.float32)
-    own = tl.zeros([64], tl.float32)
-
-    if READ:  # what token i read
-        dr = tl.zeros([64, 64], tl.float32)
-        for iv in tl.range(0, V // BV, num_stages=STAGES):
-            cv = iv * BV + tl.arange(0, BV)
-            answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-            error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-            dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
-        # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
-        own = tl.sum(tl.where(diagonal, dr, 0.0), 1) * scale * strength
-        dr *= _decay(y, y, doc, doc, below, HAS_DOCS) * (strength * scale)[None, :]
-        tl.store(asked + square, dr.to(dt))
+        fade = _decay(eta, y, doc, doc, below, HAS_DOCS) * beta[None, :]
+    tl.store(erased + square, (-dm * fade).to(dt))
+    if READ:
+        corner = (bn * HV + h) * K * V
+        k_rows = k + b * skb + t0.to(tl.int64) * skt + (h // (HV // H)) * skh + (i[:, None] * skt + ck[None, :])
+        q_rows = q + b * sqb + t0.to(tl.int64) * sqt + (h // (HV // HQ)) * sqh + (i[:, None] * sqt + ck[None, :])
         d_query = tl.zeros([64, K], tl.float32)
         for iv in tl.range(0, V // BV, num_stages=STAGES):
             cv = iv * BV + tl.arange(0, BV)
             answer = tl.load(d_out + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
             start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
             d_query = tl.dot(answer, tl.trans(start), d_query, input_precision=IP)
-        key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
+        key = tl.load(k_rows, mask=inside[:, None], other=0.0)
         d_query *= (tl.load(gate + i) * scale)[:, None]
-        d_query = tl.dot((dr * share[None, :]).to(dt), key, d_query, input_precision=IP)
-        query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
-        d_gamma += tl.sum(query.to(tl.float32) * d_query, 1)
-        d_query += (own * share)[:, None] * key.to(tl.float32)
-        stored = dq + place + (i[:, None] * (HV * K) + ck[None, :])
+        d_query = tl.dot(asking, key, d_query, input_precision=IP)
+        query = tl.load(q_rows, mask=inside[:, None], other=0.0)
+        tl.store(d_log_decay + at, tl.sum(query.to(tl.float32) * d_query, 1), mask=inside)
+        d_query += own[:, None] * key.to(tl.float32)
+        stored = dq + (b * T + t0) * HV * K + h * K + (i[:, None] * (HV * K) + ck[None, :])
         tl.store(stored, d_query.to(dq.dtype.element_ty), mask=inside[:, None])
 
-    dm = tl.zeros([64, 64], tl.float32)  # what token i erased of the write of j
-    for iv in tl.range(0, V // BV, num_stages=STAGES):
-        cv = iv * BV + tl.arange(0, BV)
-        error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-        d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
-        dm = tl.dot(d_value, tl.trans(error), dm, input_precision=IP)
-    dm *= -_decay(eta, y, doc, doc, below, HAS_DOCS) * strength[None, :]
-    tl.store(erased + square, dm.to(dt))
-    tl.debug_barrier()
 
-    z = tl.zeros([64, K], tl.float32)  # what token j wrote
+@triton.jit(do_not_specialize=["T", "N"])
+def columns_kernel(
+    k, q, errors, d_values, states, d_ends, gates, squares, dk, d_beta, d_log_decay,
+    T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr, IP: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys, beta and log_decay from what each token wrote; dk [B,T,HV,K] is not yet folded."""
+    pid = tl.program_id(0).to(tl.int64)
+    h = pid % HV
+    bn = pid // HV
+    b, n = bn // N, bn % N
+    i = tl.arange(0, 64)
+    ck = tl.arange(0, K)
+    t0 = (n * 64).to(tl.int32)
+    inside = t0 + i < T
+    tile = (b * HV + h) * N + n
+    v_base = (b * T + t0) * HV * V + h * V
+    v_rows = i[:, None] * (HV * V)
+    corner = (bn * HV + h) * K * V
+    k_rows = k + b * skb + t0.to(tl.int64) * skt + (h // (HV // H)) * skh + (i[:, None] * skt + ck[None, :])
+    gate = gates + tile * 384
+    at = (b * T + t0) * HV + h + i * HV
+    square = i[:, None] * 64 + i[None, :]
+    erased = squares + tile * 4096
+    dt = k.dtype.element_ty
+    z = tl.zeros([64, K], tl.float32)  # the gradient of the key as it was written
     for iv in tl.range(0, V // BV, num_stages=STAGES):
         cv = iv * BV + tl.arange(0, BV)
         error = tl.load(errors + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
         end = tl.load(d_ends + corner + (ck[:, None] * V + cv[None, :]))
         z = tl.dot(error, tl.trans(end), z, input_precision=IP)
-    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
-    z *= (tl.load(gate + 128 + i) * strength)[:, None]
-    everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1) * share, 0)
+    key = tl.load(k_rows, mask=inside[:, None], other=0.0)
+    beta = _never_zero(tl.load(gate + 192 + i))
+    z *= (tl.load(gate + 128 + i) * beta)[:, None]
+    everywhere = tl.sum(tl.sum(key.to(tl.float32) * z, 1), 0)
     z = tl.dot(tl.trans(tl.load(erased + square)), key, z, input_precision=IP)
     if READ:
-        query = tl.load(q_base + (i[:, None] * sqt + ck[None, :]), mask=inside[:, None], other=0.0)
+        asked = erased + tl.num_programs(0).to(tl.int64) * 4096
+        q_rows = q + b * sqb + t0.to(tl.int64) * sqt + (h // (HV // HQ)) * sqh + (i[:, None] * sqt + ck[None, :])
+        query = tl.load(q_rows, mask=inside[:, None], other=0.0)
         z = tl.dot(tl.trans(tl.load(asked + square)), query, z, input_precision=IP)
-        d_gamma -= share * tl.sum(key.to(tl.float32) * z, 1)
+    written = tl.sum(key.to(tl.float32) * z, 1)
+    d_gamma = -written
+    if READ:
+        d_gamma += tl.load(d_log_decay + at, mask=inside, other=0.0)
+        own = tl.load(d_beta + at, mask=inside, other=0.0)
         z += own[:, None] * query.to(tl.float32)
-        written = tl.sum(key.to(tl.float32) * z, 1)
-    else:
-        written = tl.sum(key.to(tl.float32) * z, 1)
-        d_gamma -= share * written
-    tl.store(d_beta + at + i * HV, written / strength, mask=inside)
-    written *= share  # k . d_key so far
-    z *= share[:, None]
-    tl.debug_barrier()
+        written += own * tl.load(gate + 320 + i)
+    tl.store(d_beta + at, written / beta, mask=inside)
 
     erase_in = tl.load(gate + 64 + i)
     through = tl.load(gate + 63)
-    for iv in tl.range(0, V // BV, num_stages=STAGES):
+    for iv in tl.range(0, V // BV, num_stages=1):  # what is not only an operand is not fetched ahead
         cv = iv * BV + tl.arange(0, BV)
         d_value = tl.load(d_values + v_base + (v_rows + cv[None, :]), mask=inside[:, None], other=0.0)
         start = tl.load(states + corner + (ck[:, None] * V + cv[None, :]))
@@ -204,15 +219,13 @@ def gradients_kernel(
         faded = (d_value.to(tl.float32) * -erase_in[:, None]).to(dt)
         z = tl.dot(faded, tl.trans(start), z, input_precision=IP)
         everywhere += through * tl.sum(tl.sum(start.to(tl.float32) * end.to(tl.float32), 1), 0)
-    key = tl.load(k_base + (i[:, None] * skt + ck[None, :]), mask=inside[:, None], other=0.0)
-    erasing = (tl.load(erased + square).to(tl.float32) * share[None, :]).to(dt)
-    z = tl.dot(erasing, key, z, input_precision=IP)
+    z = tl.dot(tl.load(erased + square), key, z, input_precision=IP)
     d_eta = tl.sum(key.to(tl.float32) * z, 1) - written
     d_steps = tl.cumsum(d_gamma + d_eta, 0, reverse=True) + everywhere
     if RAW:
         d_steps -= d_eta  # the raw error's eta_i stops one step before gamma_i
-    tl.store(d_log_decay + at + i * HV, d_steps, mask=inside)
-    stored = dk + place + (i[:, None] * (HV * K) + ck[None, :])
+    tl.store(d_log_decay + at, d_steps, mask=inside)
+    stored = dk + (b * T + t0) * HV * K + h * K + (i[:, None] * (HV * K) + ck[None, :])
     tl.store(stored, z.to(dk.dtype.element_ty), mask=inside[:, None])
 
 
@@ -237,17 +250,35 @@ def read_backward_kernel(
     rows = b * T * HV * V + t[:, None] * HV * V + h * V
     corner = (bn * HV + h) * K * V + ck[:, None] * V
     y = tl.load(gamma + tile * 64 + i)
-    read_in = tl.load(gates + tile * 320 + i)
-    beta = tl.load(gates + tile * 320 + 192 + i)
+    read_in = tl.load(gates + tile * 384 + i)
+    beta = _never_zero(tl.load(gates + tile * 384 + 192 + i))
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t, T - 1))
-    diagonal = i[:, None] == i[None, :]
-    strength, share = _strength(beta)
     asked = squares + tile * 4096
     square = i[:, None] * 64 + i[None, :]
     q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + ck[None, :]
     k_rows = k + b * skb + (h // (HV // H)) * skh + t[:, None] * skt + ck[None, :]
+    key = tl.load(k_rows, mask=inside, other=0.0)
+    query = tl.load(q_rows, mask=inside, other=0.0)
+    # rows are the writers j, columns the readers i
+    scores_t = tl.dot(key, tl.trans(query), input_precision=IP)
+    products = tl.sum(tl.where(i[:, None] == i[None, :], scores_t, 0.0), 1)
+    scores_t *= (beta * scale)[:, None]
+    keep = i[:, None] <= i[None, :]
+    if HAS_DOCS:
+        keep = keep & (doc[:, None] == doc[None, :])
+    difference = (y[None, :] - y[:, None]).to(tl.float32)
+    scores_t = (scores_t * tl.exp(tl.where(keep, difference, float("-inf")))).to(dt)
+    for iv in tl.range(0, V // BV, num_stages=1):  # what is not only an operand is not fetched ahead
+        cv = iv * BV + tl.arange(0, BV)
+        answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
+        d_error = tl.dot(scores_t, answer, input_precision=IP)
+        tl.store(d_errors + rows + cv[None, :], d_error.to(dt), mask=inside)
+        faded = (answer.to(tl.float32) * (read_in * scale)[:, None]).to(dt)
+        d_state = tl.dot(tl.trans(query), faded, input_precision=IP)
+        tl.store(d_states + corner + cv[None, :], d_state.to(dt))
+    tl.debug_barrier()
 
     dr = tl.zeros([64, 64], tl.float32)
     for iv in tl.range(0, V // BV, num_stages=STAGES):
@@ -255,10 +286,10 @@ def read_backward_kernel(
         answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
         error = tl.load(errors + rows + cv[None, :], mask=inside, other=0.0)
         dr = tl.dot(answer, tl.trans(error), dr, input_precision=IP)
-    # A token's read of its own write knows no decay: kept out of the gates' gradients, where it would not cancel.
-    own = tl.sum(tl.where(diagonal, dr, 0.0), 1) * scale * strength
-    dr *= _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (strength * scale)[None, :]
-    tl.store(asked + square, dr.to(dt))
+    own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
+    dr *= _decay(y, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * (beta * scale)[None, :]
+    asking = dr.to(dt)
+    tl.store(asked + square, asking)
     d_query = tl.zeros([64, K], tl.float32)
     for iv in tl.range(0, V // BV, num_stages=STAGES):
         cv = iv * BV + tl.arange(0, BV)
@@ -268,36 +299,19 @@ def read_backward_kernel(
     key = tl.load(k_rows, mask=inside, other=0.0)
     query = tl.load(q_rows, mask=inside, other=0.0)
     d_query *= (read_in * scale)[:, None]
-    d_query = tl.dot((dr * share[None, :]).to(dt), key, d_query, input_precision=IP)
+    d_query = tl.dot(asking, key, d_query, input_precision=IP)
     d_gamma = tl.sum(query.to(tl.float32) * d_query, 1)
-    d_query += (own * share)[:, None] * key.to(tl.float32)
+    d_query += own[:, None] * key.to(tl.float32)
     place = b * T * HV * K + t[:, None] * HV * K + h * K + ck[None, :]
     tl.store(dq + place, d_query.to(dq.dtype.element_ty), mask=inside)
     tl.debug_barrier()
 
     z = tl.dot(tl.trans(tl.load(asked + square)), query, input_precision=IP)
-    d_gamma -= share * tl.sum(key.to(tl.float32) * z, 1)
+    written = tl.sum(key.to(tl.float32) * z, 1)
+    d_gamma -= written
     z += own[:, None] * query.to(tl.float32)
+    written += own * products
     at = b * T * HV + t * HV + h
-    tl.store(d_beta + at, tl.sum(key.to(tl.float32) * z, 1) / strength, mask=t < T)
+    tl.store(d_beta + at, written / beta, mask=t < T)
     tl.store(d_log_decay + at, tl.cumsum(d_gamma, 0, reverse=True), mask=t < T)
-    tl.store(dk + place, (share[:, None] * z).to(dk.dtype.element_ty), mask=inside)
-    tl.debug_barrier()
-
-    key = tl.load(k_rows, mask=inside, other=0.0)
-    query = tl.load(q_rows, mask=inside, other=0.0)
-    # rows are the writers j, columns the readers i
-    scores_t = tl.dot(key, tl.trans(query), input_precision=IP) * (beta * scale)[:, None]
-    keep = i[:, None] <= i[None, :]
-    if HAS_DOCS:
-        keep = keep & (doc[:, None] == doc[None, :])
-    difference = (y[None, :] - y[:, None]).to(tl.float32)
-    scores_t = (scores_t * tl.exp(tl.where(keep, difference, float("-inf")))).to(dt)
-    for iv in tl.range(0, V // BV, num_stages=STAGES):
-        cv = iv * BV + tl.arange(0, BV)
-        answer = tl.load(d_out + rows + cv[None, :], mask=inside, other=0.0)
-        d_error = tl.dot(scores_t, answer, input_precision=IP)
-        tl.store(d_errors + rows + cv[None, :], d_error.to(dt), mask=inside)
-        faded = (answer.to(tl.float32) * (read_in * scale)[:, None]).to(dt)
-        d_state = tl.dot(tl.trans(query), faded, input_precision=IP)
-        tl.store(d_states + corner + cv[None, :], d_state.to(dt))
+    tl.store(dk + place, z.to(dk.dtype.element_ty), mask=inside)

@@ -47,7 +47,7 @@ def _invert(lower, MP: tl.constexpr):
     own = (i // 16)[:, None, None] == tl.arange(0, 4)[None, :, None]
     blocks = tl.reshape(tl.sum(tl.where(own, tl.reshape(lower, [64, 4, 16]), 0.0), 1), [4, 16, 16])
     x = tl.where(r[None, :, None] == r[None, None, :], 1.0, tl.zeros([4, 16, 16], tl.float32))
-    for j in tl.range(0, 15):
+    for j in tl.static_range(0, 15):
         column = tl.sum(tl.where(r[None, None, :] == j, blocks, 0.0), 2)
         row = tl.sum(tl.where(r[None, :, None] == j, x, 0.0), 1)
         x -= column[:, :, None] * row[:, None, :]
@@ -66,7 +66,7 @@ def prepare_kernel(
     IP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
     """Per chunk and value head: inverse, scores = scale * tril((Q K^T) * G) diag(beta), gamma, and gates: read_in,
-    erase_in, out, beta, beta * out."""
+    erase_in, out, beta, beta * out, and where there are queries q . k of each token."""
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
     n = (pid // HV) % N
@@ -96,18 +96,19 @@ def prepare_kernel(
         erase_in = tl.where(doc == before, erase_in, 0.0)
         out = tl.where(doc == tl.load(row + tl.minimum(n * 64 + 63, T - 1)), out, 0.0)
     tl.store(gamma + tile * 64 + i, y)
-    tl.store(gates + tile * 320 + i, read_in)
-    tl.store(gates + tile * 320 + 64 + i, erase_in)
-    tl.store(gates + tile * 320 + 128 + i, out)
-    tl.store(gates + tile * 320 + 192 + i, strength)
-    tl.store(gates + tile * 320 + 256 + i, strength * out)
+    tl.store(gates + tile * 384 + i, read_in)
+    tl.store(gates + tile * 384 + 64 + i, erase_in)
+    tl.store(gates + tile * 384 + 128 + i, out)
+    tl.store(gates + tile * 384 + 192 + i, strength)
+    tl.store(gates + tile * 384 + 256 + i, strength * out)
     dt = inverse.dtype.element_ty
     square = tile * 4096 + i[:, None] * 64 + i[None, :]
     fade = _decay(y, y, doc, doc, i[:, None] >= i[None, :], HAS_DOCS) * strength[None, :]
     if READ:
         query = tl.load(q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + c[None, :], mask=inside, other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision=IP) * fade
-        tl.store(scores + square, (score * scale).to(dt))
+        score = tl.dot(query, tl.trans(key), input_precision=IP)
+        tl.store(gates + tile * 384 + 320 + i, tl.sum(tl.where(i[:, None] == i[None, :], score, 0.0), 1))
+        tl.store(scores + square, (score * fade * scale).to(dt))
     if RAW:
         fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * strength[None, :]
     else:
@@ -149,9 +150,9 @@ def scan_kernel(
         inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])
         ahead = t + 64
         next_value = tl.load(v_columns + ahead[None, :] * svt, mask=ahead[None, :] < T, other=0.0)
-        erase_in = tl.load(gates + tile * 320 + 64 + i)
-        kept = tl.load(gates + tile * 320 + 256 + i)
-        through = tl.load(gates + tile * 320 + 63)
+        erase_in = tl.load(gates + tile * 384 + 64 + i)
+        kept = tl.load(gates + tile * 384 + 256 + i)
+        through = tl.load(gates + tile * 384 + 63)
         start = state.to(dt)
         if KEEP:
             tl.store(states + ((b * N + n) * HV + h) * K * V + ck[None, :] * V + cv[:, None], start)
@@ -162,7 +163,7 @@ def scan_kernel(
             tl.store(errors + out_columns + t[None, :] * HV * V, error.to(dt), mask=t[None, :] < T)
         if READ:
             query = tl.load(q_rows + t[:, None] * sqt, mask=t[:, None] < T, other=0.0)
-            read_in = tl.load(gates + tile * 320 + i)
+            read_in = tl.load(gates + tile * 384 + i)
             score = tl.load(scores + tile * 4096 + i[:, None] * 64 + i[None, :])
             answer = tl.dot(start, tl.trans(query), input_precision=IP) * (read_in * scale)[None, :]
             answer = tl.dot(error.to(dt), tl.trans(score), answer, input_precision=IP)
@@ -198,8 +199,8 @@ def read_kernel(
     place = b * T * HV * V + t[:, None] * HV * V + h * V + cv[None, :]
     error = tl.load(errors + place, mask=inside, other=0.0)
     y = tl.load(gamma + tile * 64 + i)
-    read_in = tl.load(gates + tile * 320 + i)
-    beta = tl.load(gates + tile * 320 + 192 + i)
+    read_in = tl.load(gates + tile * 384 + i)
+    beta = tl.load(gates + tile * 384 + 192 + i)
     doc = i
     if HAS_DOCS:
         doc = tl.load(docs + b * T + tl.minimum(t, T - 1))

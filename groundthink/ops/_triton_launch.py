@@ -11,7 +11,7 @@ from groundthink.ops import _triton_backward as backward
 from groundthink.ops import _triton_forward as forward
 
 CHUNK = 64
-WIDTHS = (16, 32, 64, 128, 256)
+WIDTHS = (64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +28,21 @@ def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Con
     """The fixed configuration of a kernel, measured on an H200 where the size is one of the benchmark's."""
     if dtype == torch.float32:
         return Config(min(value_dim, 32), 4, 1)
+    # never a tile narrower than 64: Triton 3.6 reads transposed bfloat16 tiles of 32 columns or fewer out of bounds
     wide = key_dim > 128
     match kernel:
-        case "prepare":
-            return Config(64, 4, 1)
         case "scan_only" | "scan_backward" if key_dim == 128 and value_dim >= 128:
             return Config(128, 8, 3)
         case "scan" | "scan_only" | "scan_backward":
-            return Config(min(value_dim, 32 if wide else 64), 4, 2 if key_dim > 64 else 3)
-        case "gradients":
-            return Config(min(value_dim, 32 if wide else 64), 8 if wide else 4, 1 if wide or value_dim <= 64 else 2)
-        case "read":
-            return Config(min(value_dim, 64), 4, 1)
+            return Config(64, 8 if wide else 4, 2 if key_dim > 64 else 3)
+        case "rows" if not wide:
+            return Config(64, 4, 2, 168 if key_dim > 64 else 128)
+        case "columns" if key_dim == 64:
+            return Config(64, 4, 1, 168)
+        case "prepare" | "columns" | "read" if not wide:
+            return Config(64, 4, 1)
         case _:
-            return Config(min(value_dim, 32 if wide else 64), 8, 1 if wide else 2)
+            return Config(64, 8, 1)
 
 
 def n_chunks(length: int) -> int:
@@ -73,7 +74,7 @@ def prepare(
     raw: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per chunk: inverse and scores [B,HV,N,64,64] in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,5,64]."""
+    """Per chunk: inverse and scores [B,HV,N,64,64] in the keys' dtype, gamma [B,HV,N,64], gates [B,HV,N,6,64]."""
     batch, length, heads = log_decay.shape
     n, key_dim = n_chunks(length), keys.shape[-1]
     # running sums reach -20 * 64: float32 inputs are promised more digits of their differences than float32 holds
@@ -82,7 +83,7 @@ def prepare(
     inverse = keys.new_empty(batch, heads, n, CHUNK, CHUNK)
     scores = torch.empty_like(inverse) if queries is not None else keys.new_empty(0)
     gamma = log_decay.new_empty(batch, heads, n, CHUNK, dtype=torch.float64 if wide else torch.float32)
-    gates = log_decay.new_empty(batch, heads, n, 5, CHUNK)
+    gates = log_decay.new_empty(batch, heads, n, 6, CHUNK)
     c = config("prepare", key_dim, 0, keys.dtype)
     forward.prepare_kernel[(batch * n * heads,)](
         keys, asked, log_decay, beta, documents, inverse, scores, gamma, gates,
@@ -200,13 +201,17 @@ def write_backward(
     dq = _unfolded(asked, heads) if has_read else dk
     dg = gates.new_empty(batch, length, heads)
     db = torch.empty_like(dg)
-    # two matrices of each chunk whose transposes are needed too
     squares = keys.new_empty(2 if has_read else 1, batch * n * heads, CHUNK, CHUNK)
-    c = config("gradients", key_dim, value_dim, keys.dtype)
-    backward.gradients_kernel[(batch * n * heads,)](
-        keys, asked, errors, dv, d_out, states, d_ends, gamma, gates, documents, squares, dq, dk, db, dg, *sizes,
+    c = config("rows", key_dim, value_dim, keys.dtype)
+    backward.rows_kernel[(batch * n * heads,)](
+        keys, asked, errors, dv, d_out, states, gamma, gates, documents, squares, dq, db, dg, *sizes,
         BV=c.block, RAW=raw, HAS_DOCS=documents is not None, STAGES=c.stages, num_warps=c.warps,
         maxnreg=c.registers, **shared,
+    )  # fmt: skip
+    c = config("columns", key_dim, value_dim, keys.dtype)
+    backward.columns_kernel[(batch * n * heads,)](
+        keys, asked, errors, dv, states, d_ends, gates, squares, dk, db, dg, *sizes,
+        BV=c.block, RAW=raw, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
     )  # fmt: skip
     dq_folded = _fold(dq, asked) if has_read else None
     return _fold(dk, keys), dv, dq_folded, dg, db, d_initial

@@ -8,6 +8,7 @@ write's backward adds them to its scan.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -70,7 +71,7 @@ def _(
         keys.new_empty(batch, heads, n, launch.CHUNK, launch.CHUNK),
         keys.new_empty((batch, heads, n, launch.CHUNK, launch.CHUNK) if queries is not None else (0,)),
         log_decay.new_empty(batch, heads, n, launch.CHUNK, dtype=wide),
-        log_decay.new_empty(batch, heads, n, 5, launch.CHUNK),
+        log_decay.new_empty(batch, heads, n, 6, launch.CHUNK),
     )
 
 
@@ -283,6 +284,15 @@ class _EagerRead(torch.autograd.Function):
         return _read_backward(ctx, d_out, gradients=_read_gradients)
 
 
+SIZES = (16, 32, *launch.WIDTHS)
+
+
+def _widen(x: Tensor, dims: int) -> Tensor:
+    """x with zeros after its last `dims` dimensions, up to the narrowest tile of the kernels; zeros change no sum."""
+    missing = [max(0, launch.WIDTHS[0] - size) for size in x.shape[-dims:]]
+    return F.pad(x, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else x
+
+
 def _kernel_dtype(keys: Tensor) -> torch.dtype:
     """bf16 stays; every other dtype is computed in float32 (half precision's range does not hold a state)."""
     return keys.dtype if keys.dtype == torch.bfloat16 else torch.float32
@@ -304,7 +314,7 @@ def write_and_read(
     """Write, and where queries are given read in the same kernel.
 
     Args:
-        keys: [B,T,H,K], K one of `WIDTHS`; values: [B,T,HV,V], V one of `WIDTHS`; queries: [B,T,H or HV,K] or None.
+        keys: [B,T,H,K], K one of `SIZES`; values: [B,T,HV,V], V one of `SIZES`; queries: [B,T,H or HV,K] or None.
         log_decay, beta: [B,T,HV] float32.
         initial_state: [B,HV,K,V] or None; documents: integer [B,T] or None.
         raw: the error is taken before the decay.
@@ -319,11 +329,11 @@ def write_and_read(
         BackendError: a key or value size that has no kernel.
     """
     for name, x in (("keys", keys), ("values", values)):
-        if x.shape[-1] not in launch.WIDTHS:
+        if x.shape[-1] not in SIZES:
             raise BackendError(
                 f"the kernels have no {name} of size {x.shape[-1]}",
                 where="backend triton",
-                fix=f"choose one of {launch.WIDTHS}, or another backend",
+                fix=f"choose one of {SIZES}, or another backend",
             )
     dtype = _kernel_dtype(keys)
     k, v = (launch.rows_contiguous(x.to(dtype)) for x in (keys, values))
@@ -337,7 +347,10 @@ def write_and_read(
         new = torch.empty_like(state)
         out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
         return (new,) if keep else (), new, None if out is None else out.to(values.dtype)
-    inputs = (k, v, q, g, b, s, ids, raw, scale, keep)
+    key_dim, value_dim = k.shape[-1], v.shape[-1]
+    wide_q = None if q is None else _widen(q, 1)
+    wide_s = None if s is None else _widen(s, 2)
+    inputs = (_widen(k, 1), _widen(v, 1), wide_q, g, b, wide_s, ids, raw, scale, keep)
     if torch.compiler.is_compiling():  # the compiler sees the operator; without it the same functions run directly
         out, final, errors, states, _, _, gamma, gates = triton_write(*inputs)
     elif differentiated:
@@ -346,8 +359,9 @@ def write_and_read(
         gamma, gates = aside
     else:
         out, final, errors, states, _, _, gamma, gates = _write(*inputs)
-    parts = (k, errors, states, g, b, gamma, gates, ids) if keep else ()
-    return parts, final, None if q is None else out.to(values.dtype)
+    parts = (k, errors[..., :value_dim], states[..., :key_dim, :value_dim], g, b, gamma, gates, ids) if keep else ()
+    final = final[..., :key_dim, :value_dim]
+    return parts, final, None if q is None else out[..., :value_dim].to(values.dtype)
 
 
 def write(
@@ -386,6 +400,9 @@ def read(parts: tuple[Tensor | None, ...], queries: Tensor, *, scale: float) -> 
         return scale * torch.einsum("bhkv,bthk->bthv", state, q)
     k, errors, states, g, b, gamma, gates, ids = parts
     assert k is not None
+    assert errors is not None
+    assert states is not None
     q = launch.rows_contiguous(queries.to(k.dtype))
     call = triton_read if torch.compiler.is_compiling() else _EagerRead.apply
-    return call(q, k, errors, states, g, b, gamma, gates, ids, scale)
+    out = call(_widen(q, 1), _widen(k, 1), _widen(errors, 1), _widen(states, 2), g, b, gamma, gates, ids, scale)
+    return out[..., : errors.shape[-1]]

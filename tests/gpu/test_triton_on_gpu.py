@@ -75,7 +75,7 @@ def assert_within(
     truth = outcome(ops, x, raw=raw, documents=documents, truth=True)
     found = outcome(ops, x, raw=raw, documents=documents, truth=False)
     errors = {n: float((found[n].double() - t).norm() / t.norm()) for n, t in truth.items()}
-    assert all(errors[n] < bars[n] for n in errors), errors
+    assert all(errors[n] < bars[n] for n in errors), {n: f"{e:.1e}" for n, e in errors.items()}
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 1000, 4096])
@@ -135,7 +135,7 @@ def test_more_than_two_to_the_31_elements(ops: Any) -> None:
 def test_step_in_a_cuda_graph(ops: Any) -> None:
     x = inputs(3)
     state = x["initial_state"].clone()
-    token = [x[n][:, :1].contiguous() for n in ("keys", "values", "queries", "log_decay", "beta")]
+    token = [x[n][:, :1].clone() for n in ("keys", "values", "queries", "log_decay", "beta")]
     torch.ops.groundthink.triton_step_(*token, state.clone(), False, 0.1)  # compiles outside the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -155,6 +155,7 @@ def test_step_in_a_cuda_graph(ops: Any) -> None:
     assert (state.double() - final).norm() < 1e-5 * final.norm()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, inside inductor
 def test_compiled_whole_equals_eager(ops: Any) -> None:
     """No graph break, and the same numbers."""
     x = inputs(130)
