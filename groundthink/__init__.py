@@ -18,6 +18,7 @@ _HOME = {
     "TWINS": "model",
     "load_model": "model",
     "save_model": "model",
+    "stream": "model.stream",
     "load_recipe": "training",
     "load": "training",
     "resume": "training",

@@ -11,7 +11,7 @@ import groundthink
 
 NAMES = [
     *("DeltaMemory", "write", "write_and_read"),
-    *("HybridForCausalLM", "ModelConfig", "Snapshot", "TWINS", "load_model", "save_model"),
+    *("HybridForCausalLM", "ModelConfig", "Snapshot", "TWINS", "load_model", "save_model", "stream"),
     *("load", "load_recipe", "resume", "train"),
     "certify",
 ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from groundthink.cli.common import find_recipe
 from groundthink.errors import ConfigError
+
+REPLACEMENT = "\ufffd"  # what the beginning of a letter decodes to
+LONGEST_WAIT = 16  # tokens; a letter takes four bytes, so what is still broken then is not a letter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +45,39 @@ def run(flags: Flags) -> int:
     ids = tokenizer.encode(flags.prompt)
     if not ids:
         raise ConfigError("the prompt is empty.", where="--prompt", fix="give at least one letter.")
-    print(flags.prompt + tokenizer.decode(draw(model, ids, tokenizer.vocab_size, flags)))
+    tokens = draw(model, ids, tokenizer.vocab_size, flags)
+    print(flags.prompt, end="", flush=True)
+    for text in pieces(tokens, tokenizer):
+        print(text, end="", flush=True)
+    print()
     return 0
 
 
-def draw(model: Any, ids: list[int], vocab_size: int, flags: Flags) -> list[int]:
-    """Token ids that follow `ids`; ids that the tokenizer does not have are never drawn."""
+def draw(model: Any, ids: list[int], vocab_size: int, flags: Flags) -> Iterator[int]:
+    """Token ids that follow `ids`, as they are made; ids that the tokenizer does not have are never drawn."""
     import torch
 
-    generator = torch.Generator().manual_seed(flags.seed)
-    found: list[int] = []
-    with torch.no_grad():
-        logits, snapshot = model.prefill(torch.tensor([ids]))
-        while True:
-            last = logits[0, -1, :vocab_size].float()
-            if flags.temperature == 0:
-                token = int(last.argmax())
-            else:
-                weights = torch.softmax(last / flags.temperature, dim=-1)
-                token = int(torch.multinomial(weights, 1, generator=generator))
-            found.append(token)
-            if len(found) == flags.tokens:
-                return found
-            logits, snapshot = model.resume(snapshot, torch.tensor([[token]]))
+    import groundthink
+
+    tokens = groundthink.stream(
+        model,
+        torch.tensor([ids]),
+        max_new_tokens=flags.tokens,
+        temperature=flags.temperature,
+        seed=flags.seed,
+        vocab_size=vocab_size,
+    )
+    return (int(token) for token in tokens)
+
+
+def pieces(tokens: Iterable[int], tokenizer: Any) -> Iterator[str]:
+    """Text of the tokens, each piece as soon as its last letter is whole."""
+    held: list[int] = []
+    for token in tokens:
+        held.append(token)
+        text = tokenizer.decode(held)
+        if not text.endswith(REPLACEMENT) or len(held) == LONGEST_WAIT:
+            yield text
+            held = []
+    if held:
+        yield tokenizer.decode(held)

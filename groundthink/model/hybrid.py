@@ -73,6 +73,22 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             StateError: the snapshot does not fit, or the text is longer than `max_length`.
         """
         position = self._check(input_ids, snapshot)
+        return self.through(input_ids, position, snapshot=snapshot, documents=documents, keep_state=keep_state)
+
+    def through(
+        self,
+        input_ids: Tensor,
+        position: Tensor,
+        *,
+        snapshot: Snapshot | None,
+        documents: Tensor | None,
+        keep_state: bool,
+    ) -> tuple[Tensor, Snapshot | None]:
+        """`hidden` without its checks: nothing here asks a number of a GPU, so a CUDA graph may hold it.
+
+        Args:
+            position: [B] int64, tokens of each row before this segment.
+        """
         positions = position[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.embed(input_ids)
         memories: tuple[DeltaMemory, ...] = ()

@@ -333,32 +333,40 @@ def test_tasks_of_a_recipe_are_those_of_its_last_phases() -> None:
         common.tasks_of(recipe, "needle")
 
 
-def test_generate_draws_only_known_ids_and_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
+def test_generate_draws_only_known_ids_and_repeats_itself() -> None:
+    import groundthink as gt
     from groundthink.cli.generate import Flags, draw
 
-    class Model:
-        """Likes id 7, which the tokenizer does not have; the snapshot counts the tokens seen."""
+    sizes = {"vocab_size": 8, "d_model": 16, "n_heads": 2, "head_dim": 4, "value_dim": 4, "d_ff": 16, "window_size": 4}
+    model = gt.HybridForCausalLM(gt.ModelConfig(pattern="GS", init_std=0.5, **sizes)).eval()
 
-        def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-            logits = torch.zeros(1, ids.shape[1], 8)
-            logits[..., 7] = 50.0
-            logits[..., 2] = 1.0
-            return logits, ids.shape[1]
+    def drawn(**given: Any) -> list[int]:
+        return list(draw(model, [1, 2], 5, Flags(Path("x"), **given)))
 
-        def resume(self, snapshot: int, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-            logits, more = self.prefill(ids)
-            return logits, snapshot + more
+    assert len(drawn(tokens=6, temperature=0)) == 6
+    first = drawn(tokens=40, temperature=4.0, seed=3)
+    assert first == drawn(tokens=40, temperature=4.0, seed=3)
+    assert set(first) == set(range(5))
+    assert first != drawn(tokens=40, temperature=4.0, seed=4)
 
-    greedy = draw(Model(), [1, 2], 5, Flags(Path("x"), tokens=6, temperature=0))
-    assert greedy == [2] * 6
-    flags = Flags(Path("x"), tokens=40, temperature=1.0, seed=3)
-    first = draw(Model(), [1, 2], 5, flags)
-    assert first == draw(Model(), [1, 2], 5, flags)
-    assert set(first) <= set(range(5))
-    assert len(set(first)) > 1
-    assert first != draw(Model(), [1, 2], 5, dataclasses.replace(flags, seed=4))
+
+def test_generate_prints_letters_as_they_become_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from groundthink.cli import generate
+    from groundthink.data import load_tokenizer
+
+    tokenizer = load_tokenizer("bytes")
+    text = "aé€𝄞b"
+    assert list(generate.pieces(tokenizer.encode(text), tokenizer)) == list(text)
+    broken = [0xE2, 0x82, 97, 0xF0]
+    assert "".join(generate.pieces(broken, tokenizer)) == tokenizer.decode(broken)
+    assert len(list(generate.pieces([0xFF] * 40, tokenizer))) == 3
+    stand_in(monkeypatch, load=lambda folder: None)
+    monkeypatch.setattr(generate, "find_recipe", lambda folder: SimpleNamespace(tokenizer=tokenizer))
+    monkeypatch.setattr(generate, "draw", lambda model, ids, vocab_size, flags: iter([*ids, vocab_size - 256 + 33]))
+    assert main.main(["generate", str(tmp_path), "--prompt", "oh"]) == 0
+    assert capsys.readouterr().out == "ohoh!\n"
 
 
 def test_doctor_names_each_backend_and_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
