@@ -1,4 +1,4 @@
-"""`groundthink doctor`: what this machine is, and which backend each device gets and why."""
+"""`groundthink doctor`: what this machine is, which backend each operation gets and why, where kernels are kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ class Flags:
 def run(flags: Flags) -> int:
     """Print one fact a line; 0 always."""
     del flags
-    for name, value in facts():
-        print(f"{name:<16} {value}")
+    found = facts()
+    width = max(len(name) for name, _ in found)
+    for name, value in found:
+        print(f"{name:<{width}} {value}")
     return 0
 
 
@@ -23,7 +25,7 @@ def facts() -> list[tuple[str, str]]:
     """(name, value) pairs, in the order to show them."""
     import torch
 
-    from groundthink.ops import describe_backends
+    from groundthink.ops import warm
     from groundthink.records import provenance
 
     here = provenance()
@@ -41,4 +43,6 @@ def facts() -> list[tuple[str, str]]:
     else:
         why = "torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
         found.append(("cuda", f"none: {why}"))
-    return found + [(f"backend on {b['device']}", f"{b['backend']}: {b['reason']}") for b in describe_backends()]
+    for row in warm.describe_operations():
+        found.append((f"{row['operation']} on {row['device']}", f"{row['backend']}: {row['reason']}"))
+    return [*found, ("kernel cache", str(warm.kernel_cache()))]

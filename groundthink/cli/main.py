@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("groundthink.cli.evaluate", "score a trained model on the tasks of its recipe"),
     "generate": ("groundthink.cli.generate", "continue a text"),
     "report": ("groundthink.cli.report", "write the HTML report of a run folder"),
+    "bench": ("groundthink.cli.bench", "time the memory operator here, or compile its kernels ahead"),
     "doctor": ("groundthink.cli.doctor", "look at this machine, its libraries and its backends"),
     "config": ("groundthink.cli.config", "list, check or print recipes, fully resolved"),
 }

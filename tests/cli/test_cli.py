@@ -99,6 +99,9 @@ def test_every_verb_is_frozen_flags_with_docstrings_and_a_run(verb: str) -> None
         (["generate", "nowhere", "--tokens", "0"], ["tokens 0", "at least 1"]),
         (["generate", "nowhere", "--temperature", "nan"], ["temperature nan"]),
         (["generate", "nowhere"], ["nowhere", "neither a run"]),
+        (["bench", "--heads", "0", "--runs", "-1"], ["heads, runs must be positive"]),
+        (["bench", "--heads", "4", "--value-heads", "6"], ["6 value heads are not a multiple of 4"]),
+        (["bench", "--backend", "tritn"], ["no backend 'tritn'", "triton"]),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else None,
 )
@@ -367,16 +370,6 @@ def test_generate_prints_letters_as_they_become_whole(
     monkeypatch.setattr(generate, "draw", lambda model, ids, vocab_size, flags: iter([*ids, vocab_size - 256 + 33]))
     assert main.main(["generate", str(tmp_path), "--prompt", "oh"]) == 0
     assert capsys.readouterr().out == "ohoh!\n"
-
-
-def test_doctor_names_each_backend_and_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"device": "cpu", "backend": "chunked", "reason": "plain torch"}]
-    stand_in(monkeypatch, "ops", describe_backends=lambda: rows)
-    assert main.main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert "backend on cpu   chunked: plain torch" in out
-    assert "torch " in out
-    assert "threads" in out
 
 
 def test_help_survives_a_machine_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
