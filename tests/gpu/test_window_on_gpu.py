@@ -65,8 +65,8 @@ def assert_within(
 
 def relative(found: Tensor, truth: Tensor) -> float:
     """RMS(error) over RMS(truth); where the truth is 0 (one key: a softmax without slope) a hundredth of RMS(error)."""
-    error = float((found.double() - truth).norm())
-    size = float(truth.norm())
+    error = float((found.detach().double() - truth.detach()).norm())
+    size = float(truth.detach().norm())
     scale = truth.numel() ** 0.5
     return error / size if size > 1e-6 * scale else error / scale * 1e-2
 
