@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -35,15 +36,18 @@ def flex_window(
     Args:
         valid: [B,L] bool, False for keys that nobody sees; None means all count.
         ids: [B,L] documents; None means one.
-        attend: `flex_attention` or what has its signature; None means compiled, once per process.
+        attend: `flex_attention` or what has its signature; None means compiled, once for a window, dtype and head size.
     """
     length, total = queries.shape[1], keys.shape[1]
     mask = band(window, length, total, str(queries.device))
     if valid is not None or ids is not None:
         mask = copy.copy(mask)
         mask.mask_mod = seen_by(window, total - length, valid, ids)
-    parts = (x.transpose(1, 2) for x in (queries, keys, values))
-    out: Tensor = (_compiled() if attend is None else attend)(*parts, block_mask=mask)
+    if attend is None:
+        learns = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, keys, values))
+        sizes = queries.dtype, queries.shape[-1], values.shape[-1]
+        attend = compiled((window, total - length, valid is None, ids is None, learns, *sizes))
+    out: Tensor = attend(*(x.transpose(1, 2) for x in (queries, keys, values)), block_mask=mask)
     return out.transpose(1, 2)
 
 
@@ -80,9 +84,23 @@ def band(window: int, length: int, total: int, device: str) -> BlockMask:
     )
 
 
+def compiled(key: tuple[Any, ...]) -> Attend:
+    """`flex_attention` compiled for calls of one kind; inside a compiled model, itself."""
+    if torch.compiler.is_compiling():
+        return flex_attention
+    return _compiled(key)
+
+
 @functools.cache
-def _compiled() -> Attend:
-    return torch.compile(flex_attention)
+def _compiled(key: tuple[Any, ...]) -> Attend:
+    """The compiler counts the versions of a function; beyond eight it would run flexible attention as it is written,
+    with all T x T scores in memory. So each kind of call is a function of its own, and a ninth version is an error."""
+    code = _attend.__code__.replace(co_name=f"window_{'_'.join(map(str, key))}")
+    return torch.compile(types.FunctionType(code, globals(), code.co_name, _attend.__defaults__), fullgraph=True)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, block_mask: BlockMask | None = None) -> Any:
+    return flex_attention(queries, keys, values, block_mask=block_mask)
 
 
 def flash_window(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:

@@ -61,7 +61,7 @@ def test_a_band_one_block_short_is_caught() -> None:
 def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flexible attention uncompiled, with its own dense mask: the judge of masks, past and documents."""
     monkeypatch.setattr(window_module, "_choose", lambda name, device: "flex" if name == "auto" else name)
-    monkeypatch.setattr(kernels, "_compiled", lambda: flex_attention)
+    monkeypatch.setattr(kernels, "compiled", lambda key: flex_attention)
 
 
 def same(one: tuple[Tensor, Past], other: tuple[Tensor, Past]) -> None:
@@ -109,3 +109,42 @@ def test_a_backend_that_cannot_run_is_one_line(name: str, said: str) -> None:
     with pytest.raises(BackendError, match=said) as caught:
         window_attention(*numbers(3), window=2, backend=name)
     assert "\n" not in str(caught.value)
+
+
+def test_each_kind_of_call_is_a_function_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the ninth kind in a process would run uncompiled, with every score in memory."""
+    made: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, fullgraph: made.append((function, fullgraph)) or function)
+    kernels._compiled.cache_clear()
+    for key in ((64, 0), (64, 63), (64, 0)):
+        kernels.compiled(key)
+    kernels._compiled.cache_clear()
+    assert [fullgraph for _, fullgraph in made] == [True, True]
+    codes = [function.__code__ for function, _ in made]
+    assert codes[0] is not codes[1]
+    assert codes[0].co_name == "window_64_0"
+
+
+@torch.no_grad()
+def test_traced_once_it_follows_lengths_and_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler's tracing without its code generation: masks are inputs of what it makes, never baked in."""
+    made: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, fullgraph: real(function, fullgraph=fullgraph, backend=backend)
+    )
+    kernels._compiled.cache_clear()
+    for seed, length in enumerate((200, 300, 300, 250)):
+        q, k, v = numbers(length)
+        g = torch.Generator().manual_seed(seed)
+        ids = (torch.rand(2, length, generator=g) < 0.05).cumsum(1).int()
+        found = kernels.flex_window(q, k, v, None, ids, 40)
+        torch.testing.assert_close(found, window_attention(q, k, v, window=40, documents=ids)[0], **CLOSE)
+    kernels._compiled.cache_clear()
+    torch.compiler.reset()
+    assert len(made) == 2  # a first length, then any
