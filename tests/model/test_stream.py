@@ -128,6 +128,20 @@ def test_buffers_stay_where_they_are() -> None:
     assert decoder.state.position.tolist() == [9, 9]
 
 
+def test_the_decode_kernel_writes_the_same_tokens() -> None:
+    """Through Triton's interpreter: the kernel of one token on the buffers, against plain torch."""
+    sizes = {"pattern": "GS", "head_dim": 16, "value_dim": 16, "d_model": 32}
+    plain = make(backend="chunked", **sizes)
+    decoders = [a_decoder(plain), a_decoder(plain)]
+    kernels = make(backend="triton", **sizes)
+    kernels.load_state_dict(plain.state_dict())
+    for _ in range(4):
+        for decoder, model in zip(decoders, (plain, kernels), strict=True):
+            decoder.step(model)
+        torch.testing.assert_close(*(d.logits for d in decoders), rtol=1e-4, atol=1e-4)  # float32, sums of 32 terms
+        torch.testing.assert_close(*(d.state.layers[0]["memory"] for d in decoders), rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Steps are replayed from a recording of their tensor operations, as a CUDA graph does: Python runs no more."""
