@@ -23,7 +23,7 @@ _HOME = {
     "load": "training",
     "resume": "training",
     "train": "training",
-    "certify": "probes",
+    "certify": "studies.certify",
 }
 __all__ = sorted(_HOME)
 

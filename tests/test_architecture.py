@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Who alone may import what from outside; the value lists parts or single files.
 ONLY: dict[str, set[str]] = {
     "triton": {"ops/_triton"},
-    "fla": {"ops/backends"},
+    "fla": {"ops/backends", "model/adapters/fla"},
     "transformers": {"model"},
     "tokenizers": {"data"},
     "datasets": {"data"},

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from groundthink.cli.common import find_recipe, tasks_of, writing
+from groundthink.errors import ConfigError
 from groundthink.records import Certificate, to_json, write_whole
 
 EXIT_CODES = {"CERTIFIED": 0, "PARTIAL": 10, "NOT-PROVEN": 11, "REFUTED": 12, "TASK-FAIL": 13, "INVALID": 14}
@@ -16,7 +17,7 @@ class Flags:
     """Ask a trained model where its answers come from. Twins in <folder>/twins/ stand beside it."""
 
     folder: Path
-    """Folder of the run."""
+    """Folder of the run, or of a transformers checkpoint; or a name on the hub."""
     task: str = "kv_recall"
     """Task of the run's recipe that is asked."""
     n: int = 400
@@ -25,10 +26,25 @@ class Flags:
     """Seed of the episodes."""
     out: Path | None = None
     """Where the certificate goes; records/certificate.json of the run if not given."""
+    attention_window: int | None = None
+    """Models of others: limit full attention to so many tokens, which gives the model a horizon."""
+    step: bool = False
+    """Models of others: continue token by token, as they generate."""
+    dtype: str = "float32"
+    """Models of others: type of their weights."""
+    vocabulary: str = ""
+    """Models of others: ids of the task as text,keys,values,filler."""
 
 
 def run(flags: Flags) -> int:
     """Certify; the exit code says the verdict."""
+    from groundthink.model.adapters import is_foreign
+
+    if is_foreign(flags.folder):
+        return run_foreign(flags)
+    if flags.attention_window is not None or flags.step or flags.vocabulary or flags.dtype != "float32":
+        flag = "--attention-window, --step, --dtype and --vocabulary"
+        raise ConfigError(f"{flag} are for models of others", where=str(flags.folder), fix="leave them out")
     from groundthink.probes import certify
     from groundthink.training import load
 
@@ -45,6 +61,27 @@ def run(flags: Flags) -> int:
             seed=flags.seed,
         )
     out = flags.out if flags.out is not None else flags.folder / "records" / "certificate.json"
+    with writing(out):
+        write_whole(out, to_json(certificate))
+    show(certificate)
+    print(f"certificate: {out}")
+    return EXIT_CODES[certificate.verdict]
+
+
+def run_foreign(flags: Flags) -> int:
+    """Certify a model of others; the certificate goes to the current folder if `--out` does not say where."""
+    from groundthink.studies.certify import certify, parse_vocabulary
+
+    certificate = certify(
+        flags.folder,
+        vocabulary=parse_vocabulary(flags.vocabulary) if flags.vocabulary else None,
+        attention_window=flags.attention_window,
+        step=flags.step,
+        dtype=flags.dtype,
+        n=flags.n,
+        seed=flags.seed,
+    )
+    out = flags.out if flags.out is not None else Path(f"{flags.folder.name}.certificate.json")
     with writing(out):
         write_whole(out, to_json(certificate))
     show(certificate)

@@ -29,6 +29,7 @@ from groundthink.probes.language import language, paired_bootstrap
 from groundthink.probes.parity import parity
 from groundthink.probes.readers import reader_rows, resume_split, second_memory
 from groundthink.probes.recall import Questions, Recalled, ask, recall
+from groundthink.probes.stateless import no_state
 from groundthink.probes.statistics import Paired, cluster_bootstrap, detectable, holm
 from groundthink.probes.transplant import transplant_rows, transplanted
 from groundthink.probes.verdict import VERDICTS, verdict_of
@@ -68,6 +69,7 @@ __all__ = [
     "intervention_from_dict",
     "language",
     "needle_map",
+    "no_state",
     "paired_bootstrap",
     "parity",
     "reader_rows",

@@ -54,6 +54,11 @@ def takes_documents(model: Model) -> bool:
     return "documents" in inspect.signature(model.prefill).parameters
 
 
+def takes_padding(model: Model) -> bool:
+    """Whether `prefill` can be told about padding on the left by an `attention_mask`."""
+    return "attention_mask" in inspect.signature(model.prefill).parameters
+
+
 def logits_of(model: Model, ids: Tensor, documents: Tensor | None = None) -> Tensor:
     """Logits of a whole text; `documents` only for models that take them."""
     if documents is None:

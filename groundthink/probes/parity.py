@@ -14,7 +14,16 @@ from torch import Tensor
 
 from groundthink.model import Snapshot
 from groundthink.probes.causality import CHUNK
-from groundthink.probes.face import Model, device_of, gap, logits_of, mode, takes_documents, tolerance_of
+from groundthink.probes.face import (
+    Model,
+    device_of,
+    gap,
+    logits_of,
+    mode,
+    takes_documents,
+    takes_padding,
+    tolerance_of,
+)
 from groundthink.records import ProbeResult
 
 
@@ -67,8 +76,12 @@ def from_file(model: Model, ids: Tensor, cut: int) -> Tensor:
 
 
 def behind_padding(model: Model, ids: Tensor, padding: int) -> Tensor:
-    """Logits of a text behind `padding` tokens on its left, which are a document of their own."""
+    """Logits of a text behind `padding` tokens on its left: masked, or a document of their own."""
     padded = torch.cat([ids.new_zeros(ids.shape[0], padding), ids], 1)
+    if not takes_documents(model):
+        mask = (torch.arange(padded.shape[1], device=ids.device) >= padding).to(torch.int64).expand_as(padded)
+        before, snapshot = model.prefill(padded[:, :-2], attention_mask=mask[:, :-2])  # type: ignore[call-arg]
+        return torch.cat([before[:, padding:], model.resume(snapshot, ids[:, -2:])[0]], 1)
     documents = (torch.arange(padded.shape[1], device=ids.device) >= padding).to(torch.int32).expand_as(padded)
     return logits_of(model, padded, documents)[:, padding:]
 
@@ -104,7 +117,7 @@ def gaps(model: Model, ids: Tensor) -> list[Gap]:
         found.append(compare("from a saved snapshot", from_file(model, ids, length // 2), whole))
         for cut in (length // 2, length - 2):
             found.append(compare(f"after another text at {cut}", interrupted(model, ids, cut), whole))
-        if takes_documents(model):
+        if takes_documents(model) or takes_padding(model):
             found.append(compare("left-padded", behind_padding(model, ids, 5), whole))
     return found
 
@@ -128,7 +141,7 @@ def parity(model: Model, ids: Tensor) -> tuple[ProbeResult, ...]:
     details = {
         "ways": [dataclasses.asdict(g) for g in found],
         "agreement": agreement,
-        "left_padded": takes_documents(model),
+        "left_padded": takes_documents(model) or takes_padding(model),
     }
     return (
         ProbeResult(
