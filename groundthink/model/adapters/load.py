@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from groundthink.errors import CheckpointError, ConfigError
@@ -103,7 +104,7 @@ def _weights(name: str, config: Any, dtype: torch.dtype) -> Any:
             dtype=dtype,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreadable(name, error) from error
     model, found = loaded
     missing = sorted(found["missing_keys"])
@@ -130,7 +131,7 @@ def _unreadable(name: str, error: Exception) -> CheckpointError:
         return CheckpointError(
             "needs code of its own, which is not run", where=name, fix="certify a model that transformers itself has"
         )
-    if "safetensors" in said:
+    if "safetensors" in said and isinstance(error, OSError):
         return CheckpointError(
             "has no safetensors weights, and nothing is unpickled", where=name, fix="convert it to safetensors"
         )
