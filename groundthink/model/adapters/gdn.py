@@ -1,4 +1,4 @@
-"""Hybrids of gated delta nets and attention: Qwen3-Next, Qwen3.5, OLMo hybrid."""
+"""Hybrids of gated delta nets and attention: Qwen3-Next and Qwen3.5."""
 
 from __future__ import annotations
 
