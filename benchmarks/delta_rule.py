@@ -66,7 +66,7 @@ def gate(key_dim: int, value_dim: int) -> dict[str, float]:
     x = inputs(1, 200, 2, key_dim, value_dim, seed=int(time.time()))
     weights = tuple(torch.randn_like(x["v"]) for _ in range(2))
     found, truth = outcome(x, None, weights), outcome(x, torch.float64, weights)  # type: ignore[arg-type]
-    return {n: float((found[n].double() - t).norm() / t.norm()) for n, t in truth.items()}
+    return {n: float((found[n].detach().double() - t.detach()).norm() / t.detach().norm()) for n, t in truth.items()}
 
 
 def milliseconds(fn: object) -> float:

@@ -24,7 +24,8 @@ def scan_backward_kernel(
     k, q, inverse, scores, gates, d_out, d_errors, d_states, d_final, d_values, d_ends, d_initial,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, HAS_D_ERRORS: tl.constexpr,
-    HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+    HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr, IP: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Carry BV columns of the states' gradient back through all chunks; writes d_values and each chunk's dS1."""
     pid = tl.program_id(0).to(tl.int64)
@@ -72,7 +73,8 @@ def scan_backward_kernel(
         d_state = tl.dot((-d_value * erase_in[None, :]).to(dt), key, d_state, input_precision=IP)
         if HAS_D_STATES:
             d_state += tl.load(d_states + place)
-    tl.store(d_initial + corner, d_state)
+    if HAS_INITIAL:
+        tl.store(d_initial + corner, d_state)
 
 
 @triton.jit
@@ -86,13 +88,14 @@ def rows_kernel(
     k, q, errors, d_values, d_out, states, gamma, gates, docs, squares, dq, d_beta, d_log_decay,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr,
-    HAS_DOCS: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+    HAS_DOCS: tl.constexpr, EXACT: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """What each token of a chunk erased and read: both 64x64 matrices for `columns_kernel`, and the queries' gradient.
 
-    A token's read of its own write knows no decay: it is kept out of the matrix and of the gates' gradients, where it
-    would have to cancel. d_beta receives that diagonal and d_log_decay q . dq without it, for the next kernel to turn
-    into gradients. dq [B,T,HV,K] is not yet folded.
+    A token's read of its own write knows no decay and cancels in the gates' gradients, q . dq - k . dk: to the last
+    bit of float32, because both kernels use the same rounded matrix. EXACT keeps it out altogether, for inputs that
+    are promised more digits than such a difference holds. d_log_decay receives q . dq (and d_beta that diagonal) for
+    the next kernel to turn into gradients. dq [B,T,HV,K] is not yet folded.
     """
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
@@ -127,16 +130,19 @@ def rows_kernel(
     y = tl.load(gamma + tile * 64 + i)
     beta = _never_zero(tl.load(gate + 192 + i))
     below = i[:, None] > i[None, :]
-    fade = _decay(y, y, doc, doc, below, HAS_DOCS) * beta[None, :]
+    fade = _decay(y, y, doc, doc, below if EXACT else i[:, None] >= i[None, :], HAS_DOCS) * beta[None, :]
     at = (b * T + t0) * HV + h + i * HV
     if READ:
-        own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
-        tl.store(d_beta + at, own, mask=inside)
+        if EXACT:
+            own = tl.sum(tl.where(i[:, None] == i[None, :], dr, 0.0), 1) * scale * beta
+            tl.store(d_beta + at, own, mask=inside)
         asking = (dr * (fade * scale)).to(dt)
         tl.store(asked + square, asking)
     if RAW:
         eta = tl.load(gamma + tile * 64 + i - 1, mask=i > 0, other=0.0)
         fade = _decay(eta, y, doc, doc, below, HAS_DOCS) * beta[None, :]
+    elif not EXACT:
+        fade = tl.where(below, fade, 0.0)
     tl.store(erased + square, (-dm * fade).to(dt))
     if READ:
         corner = (bn * HV + h) * K * V
@@ -153,7 +159,8 @@ def rows_kernel(
         d_query = tl.dot(asking, key, d_query, input_precision=IP)
         query = tl.load(q_rows, mask=inside[:, None], other=0.0)
         tl.store(d_log_decay + at, tl.sum(query.to(tl.float32) * d_query, 1), mask=inside)
-        d_query += own[:, None] * key.to(tl.float32)
+        if EXACT:
+            d_query += own[:, None] * key.to(tl.float32)
         stored = dq + (b * T + t0) * HV * K + h * K + (i[:, None] * (HV * K) + ck[None, :])
         tl.store(stored, d_query.to(dq.dtype.element_ty), mask=inside[:, None])
 
@@ -162,8 +169,8 @@ def rows_kernel(
 def columns_kernel(
     k, q, errors, d_values, states, d_ends, gates, squares, dk, d_beta, d_log_decay,
     T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
-    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr, IP: tl.constexpr,
-    STAGES: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, RAW: tl.constexpr, EXACT: tl.constexpr,
+    IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys, beta and log_decay from what each token wrote; dk [B,T,HV,K] is not yet folded."""
     pid = tl.program_id(0).to(tl.int64)
@@ -204,10 +211,11 @@ def columns_kernel(
     d_gamma = -written
     if READ:
         d_gamma += tl.load(d_log_decay + at, mask=inside, other=0.0)
+    d_strength = written
+    if READ and EXACT:
         own = tl.load(d_beta + at, mask=inside, other=0.0)
-        z += own[:, None] * query.to(tl.float32)
-        written += own * tl.load(gate + 320 + i)
-    tl.store(d_beta + at, written / beta, mask=inside)
+        d_strength += own * tl.load(gate + 320 + i)
+    tl.store(d_beta + at, d_strength / beta, mask=inside)
 
     erase_in = tl.load(gate + 64 + i)
     through = tl.load(gate + 63)
@@ -225,6 +233,8 @@ def columns_kernel(
     if RAW:
         d_steps -= d_eta  # the raw error's eta_i stops one step before gamma_i
     tl.store(d_log_decay + at, d_steps, mask=inside)
+    if READ and EXACT:
+        z += own[:, None] * tl.load(q_rows, mask=inside[:, None], other=0.0).to(tl.float32)
     stored = dk + (b * T + t0) * HV * K + h * K + (i[:, None] * (HV * K) + ck[None, :])
     tl.store(stored, z.to(dk.dtype.element_ty), mask=inside[:, None])
 

@@ -66,7 +66,7 @@ def prepare_kernel(
     IP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
     """Per chunk and value head: inverse, scores = scale * tril((Q K^T) * G) diag(beta), gamma, and gates: read_in,
-    erase_in, out, beta, beta * out, and where there are queries q . k of each token."""
+    erase_in, out, beta, beta * out, and with WIDE and queries q . k of each token."""
     pid = tl.program_id(0).to(tl.int64)
     h = pid % HV
     n = (pid // HV) % N
@@ -107,7 +107,8 @@ def prepare_kernel(
     if READ:
         query = tl.load(q + b * sqb + (h // (HV // HQ)) * sqh + t[:, None] * sqt + c[None, :], mask=inside, other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision=IP)
-        tl.store(gates + tile * 384 + 320 + i, tl.sum(tl.where(i[:, None] == i[None, :], score, 0.0), 1))
+        if WIDE:
+            tl.store(gates + tile * 384 + 320 + i, tl.sum(tl.where(i[:, None] == i[None, :], score, 0.0), 1))
         tl.store(scores + square, (score * fade * scale).to(dt))
     if RAW:
         fade = _decay(eta, y, doc, doc, i[:, None] > i[None, :], HAS_DOCS) * strength[None, :]

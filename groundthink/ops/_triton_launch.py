@@ -37,10 +37,10 @@ def config(kernel: str, key_dim: int, value_dim: int, dtype: torch.dtype) -> Con
             return Config(64, 8 if wide else 4, 2 if key_dim > 64 else 3)
         case "rows" if not wide:
             return Config(64, 4, 2, 168 if key_dim > 64 else 128)
-        case "columns" if key_dim == 64:
-            return Config(64, 4, 1, 168)
-        case "prepare" | "columns" | "read" if not wide:
-            return Config(64, 4, 1)
+        case "columns" if not wide:
+            return Config(64, 4, 2, 168 if key_dim == 64 else None)
+        case "prepare" | "read" | "read_backward" if not wide:
+            return Config(64, 4, 1 if kernel == "read" else 2)
         case _:
             return Config(64, 8, 1)
 
@@ -181,21 +181,24 @@ def write_backward(
     *,
     raw: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """Gradients of keys, values, queries (None if there were none), log_decay, beta and the initial state."""
+    has_initial: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    """Gradients of keys, values, queries, log_decay, beta and the initial state; None for what was not there."""
     batch, length, heads, value_dim = errors.shape
     key_dim, n = keys.shape[-1], n_chunks(length)
     has_read = queries is not None and d_out is not None
     asked = queries if queries is not None and has_read else keys
     dv, d_ends = torch.empty_like(errors), torch.empty_like(states)
-    d_initial = gates.new_empty(batch, heads, key_dim, value_dim)
+    d_initial = gates.new_empty(batch, heads, key_dim, value_dim) if has_initial else None
+    exact = {"RAW": raw, "EXACT": keys.dtype == torch.float32}
     shared = {"K": key_dim, "V": value_dim, "READ": has_read, "IP": _precision(keys.dtype)}
     sizes = (length, n, *_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale)
     c = config("scan_backward", key_dim, value_dim, keys.dtype)
     backward.scan_backward_kernel[(batch * heads * (value_dim // c.block),)](
         keys, asked, inverse, scores, gates, d_out, d_errors, d_states, d_final, dv, d_ends, d_initial,
         *sizes, BV=c.block, HAS_D_ERRORS=d_errors is not None, HAS_D_STATES=d_states is not None,
-        HAS_D_FINAL=d_final is not None, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
+        HAS_D_FINAL=d_final is not None, HAS_INITIAL=has_initial, STAGES=c.stages, num_warps=c.warps,
+        maxnreg=c.registers, **shared,
     )  # fmt: skip
     dk = _unfolded(keys, heads)
     dq = _unfolded(asked, heads) if has_read else dk
@@ -205,13 +208,13 @@ def write_backward(
     c = config("rows", key_dim, value_dim, keys.dtype)
     backward.rows_kernel[(batch * n * heads,)](
         keys, asked, errors, dv, d_out, states, gamma, gates, documents, squares, dq, db, dg, *sizes,
-        BV=c.block, RAW=raw, HAS_DOCS=documents is not None, STAGES=c.stages, num_warps=c.warps,
-        maxnreg=c.registers, **shared,
+        BV=c.block, HAS_DOCS=documents is not None, STAGES=c.stages, num_warps=c.warps,
+        maxnreg=c.registers, **exact, **shared,
     )  # fmt: skip
     c = config("columns", key_dim, value_dim, keys.dtype)
     backward.columns_kernel[(batch * n * heads,)](
         keys, asked, errors, dv, states, d_ends, gates, squares, dk, db, dg, *sizes,
-        BV=c.block, RAW=raw, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
+        BV=c.block, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **exact, **shared,
     )  # fmt: skip
     dq_folded = _fold(dq, asked) if has_read else None
     return _fold(dk, keys), dv, dq_folded, dg, db, d_initial

@@ -94,16 +94,17 @@ def _write_gradients(
     raw: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of keys, values, queries (empty if nothing was read), log_decay, beta and the initial state."""
+    """Gradients of keys, values, queries, log_decay, beta and the initial state; empty for what was not there."""
     if errors.numel() == 0:
         _, errors, states, _ = launch.scan(
             keys, values, None, inverse, scores, gates, initial_state, scale=scale, keep=True
         )
     dk, dv, dq, dg, db, d_initial = launch.write_backward(
         d_out, d_errors, d_states, d_final, keys, queries, errors, states, inverse, scores, gamma, gates, documents,
-        raw=raw, scale=scale,
+        raw=raw, scale=scale, has_initial=initial_state is not None,
     )  # fmt: skip
-    return dk, dv, keys.new_empty(0) if dq is None else dq, dg, db, d_initial
+    nothing = gates.new_empty(0)
+    return dk, dv, keys.new_empty(0) if dq is None else dq, dg, db, nothing if d_initial is None else d_initial
 
 
 triton_write_backward = torch.library.custom_op("groundthink::triton_write_backward", _write_gradients, mutates_args=())
@@ -136,7 +137,7 @@ def _(
         keys.new_empty(0 if queries is None or d_out is None else queries.shape),
         gates.new_empty(batch, length, heads),
         gates.new_empty(batch, length, heads),
-        gates.new_empty(batch, heads, keys.shape[-1], value_dim),
+        gates.new_empty((0,) if initial_state is None else (batch, heads, keys.shape[-1], value_dim)),
     )
 
 
@@ -284,17 +285,41 @@ class _EagerRead(torch.autograd.Function):
         return _read_backward(ctx, d_out, gradients=_read_gradients)
 
 
-SIZES = (16, 32, *launch.WIDTHS)
+STEP_SIZES = (16, 32, *launch.WIDTHS)
 
 
-def _widen(x: Tensor, dims: int) -> Tensor:
-    """x with zeros after its last `dims` dimensions, up to the narrowest tile of the kernels; zeros change no sum."""
-    missing = [max(0, launch.WIDTHS[0] - size) for size in x.shape[-dims:]]
-    return F.pad(x, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else x
+def _width(size: int, name: str) -> int:
+    """The narrowest tile that holds heads of this size.
+
+    Raises:
+        BackendError: there is none.
+    """
+    for width in launch.WIDTHS:
+        if size <= width:
+            return width
+    raise BackendError(
+        f"the kernels have no {name} of size {size}",
+        where="backend triton",
+        fix=f"choose at most {launch.WIDTHS[-1]}, or backend chunked",
+    )
+
+
+def _widen(x: Tensor, *sizes: int) -> Tensor:
+    """x with zeros after its last dimensions, up to `sizes`: they change no sum."""
+    missing = [size - now for size, now in zip(sizes, x.shape[-len(sizes) :], strict=True)]
+    return F.pad(x, [n for m in reversed(missing) for n in (0, m)])
 
 
 def _kernel_dtype(keys: Tensor) -> torch.dtype:
-    """bf16 stays; every other dtype is computed in float32 (half precision's range does not hold a state)."""
+    """bf16 stays; half precision is computed in float32 (its range does not hold a state).
+
+    Raises:
+        BackendError: float64, which the kernels would round.
+    """
+    if keys.dtype == torch.float64:
+        raise BackendError(
+            "the kernels compute in float32 at most", where="backend triton", fix="choose backend chunked for float64"
+        )
     return keys.dtype if keys.dtype == torch.bfloat16 else torch.float32
 
 
@@ -314,7 +339,7 @@ def write_and_read(
     """Write, and where queries are given read in the same kernel.
 
     Args:
-        keys: [B,T,H,K], K one of `SIZES`; values: [B,T,HV,V], V one of `SIZES`; queries: [B,T,H or HV,K] or None.
+        keys: [B,T,H,K], values: [B,T,HV,V], K and V at most 256; queries: [B,T,H or HV,K] or None.
         log_decay, beta: [B,T,HV] float32.
         initial_state: [B,HV,K,V] or None; documents: integer [B,T] or None.
         raw: the error is taken before the decay.
@@ -328,13 +353,8 @@ def write_and_read(
     Raises:
         BackendError: a key or value size that has no kernel.
     """
-    for name, x in (("keys", keys), ("values", values)):
-        if x.shape[-1] not in SIZES:
-            raise BackendError(
-                f"the kernels have no {name} of size {x.shape[-1]}",
-                where="backend triton",
-                fix=f"choose one of {SIZES}, or another backend",
-            )
+    key_dim, value_dim = keys.shape[-1], values.shape[-1]
+    wide = _width(key_dim, "keys"), _width(value_dim, "values")
     dtype = _kernel_dtype(keys)
     k, v = (launch.rows_contiguous(x.to(dtype)) for x in (keys, values))
     q = None if queries is None else launch.rows_contiguous(queries.to(dtype))
@@ -342,15 +362,16 @@ def write_and_read(
     s = None if initial_state is None else initial_state.float().contiguous()
     ids = None if documents is None else documents.to(torch.int32).contiguous()
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (k, v, q, g, b, s))
-    if keys.shape[1] == 1 and not differentiated:
+    if keys.shape[1] == 1 and not differentiated and key_dim in STEP_SIZES and value_dim in STEP_SIZES:
         state = g.new_zeros(*v.shape[:1], *v.shape[2:3], k.shape[3], v.shape[3]) if s is None else s
         new = torch.empty_like(state)
         out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
         return (new,) if keep else (), new, None if out is None else out.to(values.dtype)
-    key_dim, value_dim = k.shape[-1], v.shape[-1]
-    wide_q = None if q is None else _widen(q, 1)
-    wide_s = None if s is None else _widen(s, 2)
-    inputs = (_widen(k, 1), _widen(v, 1), wide_q, g, b, wide_s, ids, raw, scale, keep)
+    inputs = (k, v, q, g, b, s, ids, raw, scale, keep)
+    narrow = wide != (key_dim, value_dim)
+    if narrow:
+        wide_q, wide_s = None if q is None else _widen(q, wide[0]), None if s is None else _widen(s, *wide)
+        inputs = (_widen(k, wide[0]), _widen(v, wide[1]), wide_q, g, b, wide_s, ids, raw, scale, keep)
     if torch.compiler.is_compiling():  # the compiler sees the operator; without it the same functions run directly
         out, final, errors, states, _, _, gamma, gates = triton_write(*inputs)
     elif differentiated:
@@ -359,9 +380,12 @@ def write_and_read(
         gamma, gates = aside
     else:
         out, final, errors, states, _, _, gamma, gates = _write(*inputs)
-    parts = (k, errors[..., :value_dim], states[..., :key_dim, :value_dim], g, b, gamma, gates, ids) if keep else ()
-    final = final[..., :key_dim, :value_dim]
-    return parts, final, None if q is None else out[..., :value_dim].to(values.dtype)
+    if narrow:
+        out, final = out[..., :value_dim], final[..., :key_dim, :value_dim]
+        if keep:
+            errors, states = errors[..., :value_dim], states[..., :key_dim, :value_dim]
+    parts = (k, errors, states, g, b, gamma, gates, ids) if keep else ()
+    return parts, final, None if q is None else out.to(values.dtype)
 
 
 def write(
@@ -404,5 +428,9 @@ def read(parts: tuple[Tensor | None, ...], queries: Tensor, *, scale: float) -> 
     assert states is not None
     q = launch.rows_contiguous(queries.to(k.dtype))
     call = triton_read if torch.compiler.is_compiling() else _EagerRead.apply
-    out = call(_widen(q, 1), _widen(k, 1), _widen(errors, 1), _widen(states, 2), g, b, gamma, gates, ids, scale)
-    return out[..., : errors.shape[-1]]
+    value_dim = errors.shape[-1]
+    wide = _width(k.shape[-1], "keys"), _width(value_dim, "values")
+    if wide == (k.shape[-1], value_dim):
+        return call(q, k, errors, states, g, b, gamma, gates, ids, scale)
+    q, k, errors, states = _widen(q, wide[0]), _widen(k, wide[0]), _widen(errors, wide[1]), _widen(states, *wide)
+    return call(q, k, errors, states, g, b, gamma, gates, ids, scale)[..., :value_dim]

@@ -106,6 +106,7 @@ def test_memory_is_constant_over_ten_thousand_tokens() -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}])
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # said once, at first use
 def test_the_host_is_asked_only_for_the_token(given: dict[str, Any]) -> None:
     """Every call that waits for the GPU raises; the event that brings a token is none of them."""
     model = make()

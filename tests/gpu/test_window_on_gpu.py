@@ -127,6 +127,7 @@ def test_memory_grows_with_the_text_and_not_with_its_square(backend: str) -> Non
 
 
 @pytest.mark.parametrize("backend", ["blocks", "flex", "flash"])
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # said once, at first use
 def test_the_host_is_not_asked(backend: str) -> None:
     parts, ids = inputs(300, torch.bfloat16), some_documents(300)
     window_attention(*parts, window=64, documents=ids, backend=backend)  # compiles and fills the caches

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from groundthink.errors import BackendError
 from groundthink.ops import _reference
 
 # design.md's bar for float32. Sums in another order, a few hundred roundings of 6e-8, give about 2e-7; only gradients
@@ -257,3 +258,19 @@ def test_compiled_whole_equals_eager(ops: Any) -> None:
     assert torch.equal(eager, compiled)
     for a, b in zip(torch.autograd.grad(eager.sum(), given), torch.autograd.grad(compiled.sum(), given), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", [(5, 48), (48, 65), (64, 3)])
+def test_sizes_between_tiles_are_widened(ops: Any, sizes: tuple[int, int]) -> None:
+    x = inputs(length=66, key_dim=sizes[0], value_dim=sizes[1])
+    for how in ("fused", "alone"):
+        assert_close(outcome(ops, x, how=how), outcome(ops, x, how="truth"))
+
+
+def test_what_kernels_would_round_or_cannot_hold_is_refused(ops: Any) -> None:
+    x = inputs(length=3)
+    given = {n: x[n] for n in ("log_decay", "beta", "initial_state")} | {"documents": None, "raw": False}
+    with pytest.raises(BackendError, match="float64"):
+        ops.write(x["keys"].double(), x["values"].double(), **given)
+    with pytest.raises(BackendError, match="size 257"):
+        ops.write(torch.zeros(1, 3, 1, 257), x["values"], **given)
