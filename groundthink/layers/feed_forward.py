@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from groundthink import ops
 
 
 class SwiGLU(nn.Module):
@@ -16,5 +17,4 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,D] to [B,T,D]."""
-        gate, up = self.up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(ops.swiglu(self.up(x)))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundthink import ops
 from groundthink.layers.config import LayerConfig
 from groundthink.layers.gates import DeltaGates
 from groundthink.layers.mixer import Context, Mixed, Mixer, State, freeze, row_dropout
-from groundthink.layers.norms import RMSNorm
+from groundthink.layers.norms import GatedRMSNorm
 
 
 class ShortConvolution(nn.Module):
@@ -52,7 +51,7 @@ class GatedDeltaNet(Mixer):
         self.conv = ShortConvolution(sum(self.sizes), config)
         self.gates = DeltaGates(config)
         self.out_gate = nn.Linear(config.d_model, value_channels, bias=False)
-        self.out_norm = RMSNorm(config.value_dim, config.norm_eps)
+        self.out_norm = GatedRMSNorm(config.value_dim, config.norm_eps)
         self.out = nn.Linear(value_channels, config.d_model, bias=False)
         self.own_read_drop_prob = config.own_read_drop_prob
         self.hook_q, self.hook_k, self.hook_v = nn.Identity(), nn.Identity(), nn.Identity()
@@ -75,16 +74,19 @@ class GatedDeltaNet(Mixer):
 
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """See `Mixer`. Any later layer may read the memory returned if the context asks to keep it."""
-        mixed, conv_state = ops.causal_conv(
+        (*queries_keys, values), conv_state = ops.conv_heads(
             self.qkv(x),
-            self.conv.weight.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else self.conv.weight,
+            self.conv.weight,
+            key_parts=len(self.sizes) - 1,
+            key_heads=self.config.n_heads,
+            key_dim=self.config.head_dim,
+            value_dim=self.config.value_dim,
             state=None if state is None else state["conv"],
             documents=context.documents,
+            keep_state=context.keep_state,
         )
-        *queries_keys, values = F.silu(mixed).split(self.sizes, -1)
-        heads = [self._heads(part, self.config.head_dim, normalise=True) for part in queries_keys]
-        queries, keys = self.hook_q(heads[0]), self.hook_k(heads[-1])
-        values = self.hook_v(self._heads(values, self.config.value_dim, normalise=False))
+        queries, keys = self.hook_q(queries_keys[0]), self.hook_k(queries_keys[-1])
+        values = self.hook_v(values)
         log_decay, beta = self.gates(x)
         memory, read = ops.write_and_read(
             keys,
@@ -98,12 +100,8 @@ class GatedDeltaNet(Mixer):
             keep=context.keep_memory,
             backend=self.config.backend,
         )
-        read = self.out_norm(read).flatten(2) * F.silu(self.out_gate(x))
+        read = self.out_norm(read, self.out_gate(x))
         read = row_dropout(read, self.own_read_drop_prob, training=self.training, rescale=False)
         y = self.out(self.hook_own_read(read).to(x.dtype))
-        kept = freeze(memory=memory.final_state, conv=conv_state) if context.keep_state else None
+        kept = None if conv_state is None else freeze(memory=memory.final_state, conv=conv_state)
         return Mixed(y, kept, memory)
-
-    def _heads(self, x: Tensor, size: int, *, normalise: bool) -> Tensor:
-        x = x.unflatten(-1, (-1, size))
-        return F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1).to(x.dtype) if normalise else x

@@ -6,9 +6,9 @@ import math
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundthink import ops
 from groundthink.layers.config import LayerConfig
 from groundthink.layers.norms import Float32Module
 
@@ -49,11 +49,11 @@ class DeltaGates(Float32Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log_decay and beta, each [B,T,H] float32, for x [B,T,D] of any floating dtype."""
-        with torch.autocast(x.device.type, enabled=False):
-            raw_decay, raw_beta = F.linear(x.to(self.weight.dtype), self.weight).chunk(2, -1)
-            beta = torch.sigmoid(raw_beta + self.beta_bias) * self.beta_range
-            if self.mamba:
-                log_decay = -self.a_log.exp() * F.softplus(raw_decay + self.decay_bias)
-            else:
-                log_decay = F.logsigmoid(raw_decay + self.decay_bias)
-        return log_decay, beta
+        return ops.delta_gates(
+            x,
+            self.weight,
+            beta_bias=self.beta_bias,
+            decay_bias=self.decay_bias,
+            a_log=self.a_log if self.mamba else None,
+            beta_range=self.beta_range,
+        )

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from groundthink import ops
 
 
 class RMSNorm(nn.Module):
@@ -21,10 +22,20 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension, computed in float32 and returned in x's dtype."""
-        if x.dtype in (torch.float32, torch.float64):
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        """Normalise the last dimension, see `ops.rms_norm`."""
+        return ops.rms_norm(x, self.weight, eps=self.eps)
+
+    def after(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream with `branch` joined, and its norm, see `ops.add_rms_norm`."""
+        return ops.add_rms_norm(x, branch, self.weight, eps=self.eps)
+
+
+class GatedRMSNorm(RMSNorm):
+    """The norm of what each head read, under its gate."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """The norm of each head of x [B,T,H,V] times silu(gate [B,T,H*V]), see `ops.gated_rms_norm`."""
+        return ops.gated_rms_norm(x, gate, self.weight, eps=self.eps)
 
 
 class Float32Module(nn.Module):

@@ -24,6 +24,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """[B,T,D] and the layer's state in; the same and the layer's memory out."""
-        mixed = self.mixer(self.mixer_norm(x), state, context)
-        x = x + mixed.y
-        return Mixed(x + self.ff(self.ff_norm(x)), mixed.state, mixed.memory)
+        x, normed = self.mixer_norm.after(x, None)
+        mixed = self.mixer(normed, state, context)
+        x, normed = self.ff_norm.after(x, mixed.y)
+        return Mixed(x + self.ff(normed), mixed.state, mixed.memory)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from groundthink.ops import _fused
 
 
 def causal_conv(
@@ -37,11 +40,82 @@ def causal_conv(
     padded = torch.cat([before, x], 1)
     same = None if documents is None else _same_document(documents, width)
     y: Tensor = _CausalConv.apply(padded, weight.to(x.dtype), same)  # type: ignore[no-untyped-call]
-    after = padded[:, length:]
-    if documents is not None:
-        ids = torch.cat([documents[:, :1].expand(batch, width - 1), documents], 1)
-        after = after * (ids[:, length:] == documents[:, -1:])[..., None]
-    return y, after
+    return y, _of_last_document(padded[:, length:], documents)
+
+
+def conv_heads(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    key_parts: int,
+    key_heads: int,
+    key_dim: int,
+    value_dim: int,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
+    keep_state: bool = True,
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """SiLU of `causal_conv`, split into heads; queries and keys over their L2 norm (at least 1e-12).
+
+    On CUDA one kernel each way for filters of up to 4 taps; float64 and the CPU compose it from torch.
+
+    Args:
+        x: [B,T,C], channels ordered as the parts returned.
+        weight: [C,W].
+        key_parts: 2 for queries and keys, 1 for keys alone.
+        key_heads: H of each of them; key_dim: K; value_dim: V, whose heads are what the channels leave.
+        state, documents: see `causal_conv`.
+        keep_state: whether the next state is wanted.
+
+    Returns:
+        (queries [B,T,H,K] if there are two key parts, keys [B,T,H,K], values [B,T,HV,V]) in x's dtype, and the next
+        state, None if it was not asked for.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    key_width = key_heads * key_dim
+    value_width = x.shape[2] - key_parts * key_width
+    if key_parts not in (1, 2) or value_width <= 0 or value_width % value_dim:
+        raise ValueError(f"{x.shape[2]} channels are not {key_parts} x {key_heads} x {key_dim} and heads of {value_dim}")
+    if _fused.runs_kernels(x) and weight.shape[1] <= 4:  # as many taps as the kernels hold in registers
+        if weight.shape[0] != x.shape[2]:
+            raise ValueError(f"weight should be [{x.shape[2]}, W], is {tuple(weight.shape)}")
+        parts = _fused.kernels("conv").conv_heads(
+            x, weight, state=state, documents=documents, parts=key_parts, key_width=key_width, key_dim=key_dim
+        )
+        after = _next_state(x, weight.shape[1], state, documents) if keep_state else None
+        return tuple(part.unflatten(-1, (-1, d)) for part, d in zip(parts, _dims(key_parts, key_dim, value_dim))), after
+    mixed, after = causal_conv(x, weight, state=state, documents=documents)
+    split = F.silu(mixed).split([key_width] * key_parts + [value_width], -1)
+    heads = [part.unflatten(-1, (-1, d)) for part, d in zip(split, _dims(key_parts, key_dim, value_dim))]
+    return (*(l2_normalise(part) for part in heads[:-1]), heads[-1]), after if keep_state else None
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """x over the L2 norm of its last dimension (at least 1e-12), in at least float32 and returned in x's dtype."""
+    return F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1).to(x.dtype)
+
+
+def _dims(key_parts: int, key_dim: int, value_dim: int) -> list[int]:
+    return [key_dim] * key_parts + [value_dim]
+
+
+def _next_state(x: Tensor, width: int, state: Tensor | None, documents: Tensor | None) -> Tensor:
+    """The last W - 1 inputs, those of earlier documents zeroed."""
+    length, kept = x.shape[1], width - 1
+    if length < kept:
+        before = x.new_zeros(x.shape[0], kept, x.shape[2]) if state is None else state.to(x.dtype)
+        return _of_last_document(torch.cat([before[:, length:], x], 1), documents)
+    return _of_last_document(x[:, length - kept :], documents)
+
+
+def _of_last_document(after: Tensor, documents: Tensor | None) -> Tensor:
+    """`after` [B,W-1,D], the last inputs of a segment, without those of documents before its last."""
+    if documents is None:
+        return after
+    ids = torch.cat([documents[:, :1].expand(after.shape[:2]), documents], 1)
+    return after * (ids[:, documents.shape[1] :] == documents[:, -1:])[..., None]
 
 
 def _same_document(documents: Tensor, width: int) -> Tensor:

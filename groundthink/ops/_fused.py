@@ -1,0 +1,132 @@
+"""Which fused kernels run, and how a pair of kernels becomes one differentiable operator.
+
+The choice is made by device and dtype alone: CUDA runs the kernels, everything else (and float64 everywhere) the plain
+torch next to each face, which is also the judge of the kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from groundthink.errors import BackendError
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+Save = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[tuple[Tensor | None, ...], tuple[Any, ...]]]
+
+
+def runs_kernels(x: Tensor) -> bool:
+    """Whether x's device and dtype are what the kernels are for."""
+    return x.device.type == "cuda" and x.dtype in DTYPES
+
+
+def kernels(name: str) -> ModuleType:
+    """The kernel file `_triton_<name>`, imported when first used, so that nothing else needs Triton.
+
+    Raises:
+        BackendError: Triton is not installed.
+    """
+    try:
+        return importlib.import_module(f"groundthink.ops._triton_{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise BackendError(
+            "Triton is not installed", where="fused kernels on CUDA", fix="install triton, or run on the CPU"
+        ) from error
+
+
+def output_dtype(x: Tensor) -> torch.dtype:
+    """Under autocast what the matrix product that follows would cast to, else x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """A forward and a backward function, called directly in eager mode and as custom operators under torch.compile.
+
+    A custom operator's dispatch costs more host time than most of these kernels take, and torch.compile cannot look
+    into a kernel launch: so each way gets what it needs, from the same two functions.
+    """
+
+    eager: Callable[..., Any]
+    compiled: Callable[..., Any]
+    public: int
+
+    def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """The forward function's differentiable outputs."""
+        if torch.compiler.is_compiling():
+            return tuple(self.compiled(*inputs)[: self.public])
+        return self.eager(*inputs)  # type: ignore[no-any-return]
+
+
+def operator(
+    name: str,
+    forward: Callable[..., tuple[Tensor, ...]],
+    backward: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    save: Save,
+    gradients: Callable[[tuple[Any, ...], Any], tuple[Tensor | None, ...]],
+    public: int = 1,
+    passes: int | None = None,
+    told: int | None = None,
+) -> Operator:
+    """Register `forward` and `backward` as custom operators and wrap them for eager mode.
+
+    Args:
+        name: of the operator in the namespace `groundthink`.
+        forward: annotated for torch.library; explicit inputs to a tuple of tensors.
+        backward: (gradients of the public outputs or None, saved tensors, constants) to a tuple of tensors.
+        fake, fake_backward: the same without numbers: shapes and dtypes.
+        save: (inputs, outputs) to (tensors to keep, constants to keep).
+        gradients: (constants, backward's results) to one gradient or None per input.
+        public: how many outputs are differentiable; the others are for `save`.
+        passes: in eager mode an empty last public output is replaced by this input, so that a gradient reaching the
+            input by another way is added inside the backward kernel instead of by a pass of its own.
+        told: how many constants `backward` is told; the others are for `gradients` alone.
+    """
+    custom = torch.library.custom_op(f"groundthink::{name}", forward, mutates_args=())
+    custom.register_fake(fake)
+    custom_backward = torch.library.custom_op(f"groundthink::{name}_backward", backward, mutates_args=())
+    custom_backward.register_fake(fake_backward)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        tensors, ctx.constants = save(inputs, output)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    def differentiate(ctx: Any, grads: tuple[Tensor | None, ...], run: Callable[..., Any]) -> Any:
+        given = [None if g is None or g.numel() == 0 else g.contiguous() for g in grads[:public]]
+        return gradients(ctx.constants, run(*given, *ctx.saved_tensors, *ctx.constants[:told]))
+
+    def through_operator(ctx: Any, *grads: Tensor | None) -> Any:
+        return differentiate(ctx, grads, custom_backward)
+
+    custom.register_autograd(through_operator, setup_context=keep)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            output = forward(*inputs)
+            keep(ctx, inputs, output)
+            output = output[:public]
+            if passes is not None and output[-1].numel() == 0:
+                output = (*output[:-1], inputs[passes])
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return differentiate(ctx, grads, backward)
+
+    return Operator(Eager.apply, custom, public)
