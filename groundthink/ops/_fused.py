@@ -49,6 +49,13 @@ def output_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b [M,N], summed and returned in float32."""
+    if a.device.type == "cuda" and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
 @dataclasses.dataclass(frozen=True)
 class Operator:
     """A forward and a backward function, called directly in eager mode and as custom operators under torch.compile.

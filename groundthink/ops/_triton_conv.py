@@ -19,6 +19,7 @@ from torch import Tensor
 from groundthink.ops import _fused
 
 WIDEST = 4  # taps that the kernels hold in registers
+REGISTERS = 168  # of a backward program: as few as spill nothing, so that twelve share a multiprocessor
 STEPS = 64  # tokens a program walks; backward finishes three fewer, whose later neighbours it has seen
 
 
@@ -54,8 +55,8 @@ def _tap(weight, c, ok, BACK: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def _row(x, t, c, ok, stop, sxt):
-    """Inputs of token t, zero from `stop` on."""
-    return tl.load(x + t * sxt + c, mask=ok & (t < stop), other=0.0).to(tl.float32)
+    """Inputs of token t, zero from `stop` on; in their own dtype, which takes fewer registers until they are used."""
+    return tl.load(x + t * sxt + c, mask=ok & (t < stop), other=0.0)
 
 
 @triton.jit
@@ -125,12 +126,13 @@ def conv_forward_kernel(
     h1 = _past(x, state, start - 1, c, ok, sxt, total, W, HAS_STATE)
     h2 = _past(x, state, start - 2, c, ok, sxt, total, W, HAS_STATE)
     h3 = _past(x, state, start - 3, c, ok, sxt, total, W, HAS_STATE)
-    x0, x1 = _row(x, start, c, ok, stop, sxt), _row(x, start + 1, c, ok, stop, sxt)
-    x2, x3 = _row(x, start + 2, c, ok, stop, sxt), _row(x, start + 3, c, ok, stop, sxt)
+    r0, r1 = _row(x, start, c, ok, stop, sxt), _row(x, start + 1, c, ok, stop, sxt)
+    r2, r3 = _row(x, start + 2, c, ok, stop, sxt), _row(x, start + 3, c, ok, stop, sxt)
     for t in range(start, stop, 4):
+        x0, x1, x2, x3 = r0.to(tl.float32), r1.to(tl.float32), r2.to(tl.float32), r3.to(tl.float32)
         # the next four rows are on their way while these four are worked on
-        n0, n1 = _row(x, t + 4, c, ok, stop, sxt), _row(x, t + 5, c, ok, stop, sxt)
-        n2, n3 = _row(x, t + 6, c, ok, stop, sxt), _row(x, t + 7, c, ok, stop, sxt)
+        r0, r1 = _row(x, t + 4, c, ok, stop, sxt), _row(x, t + 5, c, ok, stop, sxt)
+        r2, r3 = _row(x, t + 6, c, ok, stop, sxt), _row(x, t + 7, c, ok, stop, sxt)
         y0 = _head(documents, t, T, x0, h1, h2, h3, w0, w1, w2, w3, is_key, HAS_DOCS)
         y1 = _head(documents, t + 1, T, x1, x0, h1, h2, w0, w1, w2, w3, is_key, HAS_DOCS)
         y2 = _head(documents, t + 2, T, x2, x1, x0, h1, w0, w1, w2, w3, is_key, HAS_DOCS)
@@ -141,7 +143,6 @@ def conv_forward_kernel(
         tl.store(out + (t + 2) * width + c, y2.to(kind), mask=ok & (t + 2 < stop))
         tl.store(out + (t + 3) * width + c, y3.to(kind), mask=ok & (t + 3 < stop))
         h1, h2, h3 = x3, x2, x1
-        x0, x1, x2, x3 = n0, n1, n2, n3
 
 
 @triton.jit
@@ -213,18 +214,20 @@ def conv_backward_kernel(
     h1 = _past(x, state, start - 1, c, ok, sxt, total, W, HAS_STATE)
     h2 = _past(x, state, start - 2, c, ok, sxt, total, W, HAS_STATE)
     h3 = _past(x, state, start - 3, c, ok, sxt, total, W, HAS_STATE)
-    x0, x1 = _row(x, start, c, ok, stop, sxt), _row(x, start + 1, c, ok, stop, sxt)
-    x2, x3 = _row(x, start + 2, c, ok, stop, sxt), _row(x, start + 3, c, ok, stop, sxt)
-    g0, g1 = _row(dy, start, c, ok, stop, width), _row(dy, start + 1, c, ok, stop, width)
-    g2, g3 = _row(dy, start + 2, c, ok, stop, width), _row(dy, start + 3, c, ok, stop, width)
+    r0, r1 = _row(x, start, c, ok, stop, sxt), _row(x, start + 1, c, ok, stop, sxt)
+    r2, r3 = _row(x, start + 2, c, ok, stop, sxt), _row(x, start + 3, c, ok, stop, sxt)
+    q0, q1 = _row(dy, start, c, ok, stop, width), _row(dy, start + 1, c, ok, stop, width)
+    q2, q3 = _row(dy, start + 2, c, ok, stop, width), _row(dy, start + 3, c, ok, stop, width)
     z1 = tl.zeros(c.shape, tl.float32)
     z2, z3 = z1, z1
     a0, a1, a2, a3 = z1, z1, z1, z1
     for t in range(start, tl.minimum(start + STEPS, T + 3), 4):
-        n0, n1 = _row(x, t + 4, c, ok, stop, sxt), _row(x, t + 5, c, ok, stop, sxt)
-        n2, n3 = _row(x, t + 6, c, ok, stop, sxt), _row(x, t + 7, c, ok, stop, sxt)
-        f0, f1 = _row(dy, t + 4, c, ok, stop, width), _row(dy, t + 5, c, ok, stop, width)
-        f2, f3 = _row(dy, t + 6, c, ok, stop, width), _row(dy, t + 7, c, ok, stop, width)
+        x0, x1, x2, x3 = r0.to(tl.float32), r1.to(tl.float32), r2.to(tl.float32), r3.to(tl.float32)
+        g0, g1, g2, g3 = q0.to(tl.float32), q1.to(tl.float32), q2.to(tl.float32), q3.to(tl.float32)
+        r0, r1 = _row(x, t + 4, c, ok, stop, sxt), _row(x, t + 5, c, ok, stop, sxt)
+        r2, r3 = _row(x, t + 6, c, ok, stop, sxt), _row(x, t + 7, c, ok, stop, sxt)
+        q0, q1 = _row(dy, t + 4, c, ok, stop, width), _row(dy, t + 5, c, ok, stop, width)
+        q2, q3 = _row(dy, t + 6, c, ok, stop, width), _row(dy, t + 7, c, ok, stop, width)
         y0, a0, a1, a2, a3 = _walk(
             documents, dx, d_state, t, start, T, x0, h1, h2, h3, g0, z1, z2, z3, w0, w1, w2, w3, a0, a1, a2, a3,
             c, ok, total, is_key, W, STEPS, HAS_STATE, HAS_DOCS)  # fmt: skip
@@ -239,8 +242,6 @@ def conv_backward_kernel(
             c, ok, total, is_key, W, STEPS, HAS_STATE, HAS_DOCS)  # fmt: skip
         h1, h2, h3 = x3, x2, x1
         z1, z2, z3 = y3, y2, y1
-        x0, x1, x2, x3 = n0, n1, n2, n3
-        g0, g1, g2, g3 = f0, f1, f2, f3
     d_weight += (b * chunks + chunk) * W * total + offset
     tl.store(d_weight + c, a0, mask=ok)
     if W > 1:
@@ -312,7 +313,7 @@ def _backward(
     conv_backward_kernel[(programs,)](
         x, weight, state, documents, dk if dq is None else dq, dk, dv, dx, d_weight, d_state, length, chunks,
         key_width, value_width, x.stride(0), x.stride(1),
-        HAS_STATE=state is not None, HAS_DOCS=documents is not None, **shared,
+        HAS_STATE=state is not None, HAS_DOCS=documents is not None, maxnreg=REGISTERS, **shared,
     )  # fmt: skip
     return dx, d_weight.sum(0).flip(0).t().to(weight.dtype, memory_format=torch.contiguous_format), d_state
 

@@ -1,7 +1,7 @@
-"""The delta rule's gates as Triton kernels: projection, bias and activation in one, and all their gradients in one.
+"""The delta rule's gates as Triton kernels: projection, bias and activation in one, and all gradients but the matrix's.
 
-The products take float32 operands as three tf32 products, about 21 bits: gates act over thousands of tokens. Backward
-knows the slopes of the activations from their results, so only those are kept, which the memory keeps anyway.
+The forward products take float32 operands as three tf32 products, about 21 bits: gates act over thousands of tokens.
+Backward knows the slopes of the activations from their results, so only those are kept, which the memory keeps anyway.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from groundthink.ops import _fused
 
-ROWS = 64  # tokens of a tile
-STRIPES = 64  # of tokens, each of which sums weight gradients in registers
+ROWS = 64  # tokens of a program
 
 
 @triton.jit
@@ -70,12 +69,12 @@ def _expm1(z):
 
 @triton.jit
 def _raw_gradients(d_log_decay, d_beta, log_decay, beta, at, ok, rate, beta_range, MAMBA: tl.constexpr):
-    """Gradients of what goes into the activations; `rate` is exp(a_log)."""
+    """Gradients of what goes into the activations, and of a_log; `rate` is exp(a_log)."""
     d_decay = tl.load(d_log_decay + at, mask=ok, other=0.0)
     decay = tl.load(log_decay + at, mask=ok, other=0.0)
     b = tl.load(beta + at, mask=ok, other=0.0)
     # softplus' = sigmoid = 1 - exp(-softplus), and log sigmoid' = 1 - sigmoid = 1 - exp(log sigmoid)
-    if MAMBA:
+    if MAMBA:  # noqa: SIM108 (a compile-time choice)
         d_raw_decay = d_decay * rate * _expm1(decay / rate)
     else:
         d_raw_decay = -d_decay * _expm1(decay)
@@ -85,58 +84,42 @@ def _raw_gradients(d_log_decay, d_beta, log_decay, beta, at, ok, rate, beta_rang
 
 @triton.jit
 def gates_backward_kernel(
-    d_log_decay, d_beta, log_decay, beta, x, weight, a_log, dx, d_weight, d_bias, rows, share, D, H, beta_range, tiles,
+    d_log_decay, d_beta, log_decay, beta, weight, a_log, dx, slopes, d_bias, rows, D, H, beta_range,
     ROWS: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr, MAMBA: tl.constexpr,
 ):  # fmt: skip
-    """dx; per stripe of tokens d_weight [stripes,2,H,D] and d_bias [stripes,3,H] (decay, beta, a_log) float32."""
+    """dx [rows,D]; slopes [rows,2*HP], the gradients before the activations; d_bias [programs,3,H] float32."""
     pid = tl.program_id(0).to(tl.int64)
-    stripe, tile = pid // tiles, pid % tiles
-    c = tile * BLOCK + tl.arange(0, BLOCK)
+    row = pid * ROWS + tl.arange(0, ROWS)
     h = tl.arange(0, HP)
-    at_weight = h[:, None] * D + c[None, :]
-    ok_weight = (h < H)[:, None] & (c < D)[None, :]
-    w_decay = tl.load(weight + at_weight, mask=ok_weight, other=0.0)
-    w_beta = tl.load(weight + H * D + at_weight, mask=ok_weight, other=0.0)
     rate = tl.zeros([HP], tl.float32) + 1
     if MAMBA:
         rate = tl.exp(tl.load(a_log + h, mask=h < H, other=0.0))
-    dw_decay = tl.zeros([HP, BLOCK], tl.float32)
-    dw_beta = tl.zeros([HP, BLOCK], tl.float32)
-    bias_decay = tl.zeros([HP], tl.float32)
-    bias_beta = tl.zeros([HP], tl.float32)
-    d_rate = tl.zeros([HP], tl.float32)
-    stop = tl.minimum((stripe + 1) * share, rows)
-    for first in range(stripe * share, stop, ROWS):
-        row = first + tl.arange(0, ROWS)
-        at = row[:, None] * H + h[None, :]
-        ok = (row < stop)[:, None] & (h < H)[None, :]
-        g_decay, g_beta, g_rate = _raw_gradients(
-            d_log_decay, d_beta, log_decay, beta, at, ok, rate[None, :], beta_range, MAMBA
-        )
-        bias_decay += tl.sum(g_decay, 0)
-        bias_beta += tl.sum(g_beta, 0)
-        d_rate += tl.sum(g_rate, 0)
-        at_x = row[:, None] * D + c[None, :]
-        ok_x = (row < stop)[:, None] & (c < D)[None, :]
-        d = tl.dot(g_decay, w_decay, input_precision="tf32x3") + tl.dot(g_beta, w_beta, input_precision="tf32x3")
-        tl.store(dx + at_x, d.to(dx.dtype.element_ty), mask=ok_x)
-        # the same gradients loaded the other way round: no product meets a transposition
-        at = row[None, :] * H + h[:, None]
-        ok = (row < stop)[None, :] & (h < H)[:, None]
-        g_decay, g_beta, g_rate = _raw_gradients(
-            d_log_decay, d_beta, log_decay, beta, at, ok, rate[:, None], beta_range, MAMBA
-        )
-        a = tl.load(x + at_x, mask=ok_x, other=0.0).to(tl.float32)
-        dw_decay += tl.dot(g_decay, a, input_precision="tf32x3")
-        dw_beta += tl.dot(g_beta, a, input_precision="tf32x3")
-    d_weight += stripe * 2 * H * D
-    tl.store(d_weight + at_weight, dw_decay, mask=ok_weight)
-    tl.store(d_weight + H * D + at_weight, dw_beta, mask=ok_weight)
-    if tile == 0:
-        d_bias += stripe * 3 * H
-        tl.store(d_bias + h, bias_decay, mask=h < H)
-        tl.store(d_bias + H + h, bias_beta, mask=h < H)
-        tl.store(d_bias + 2 * H + h, d_rate, mask=h < H)
+    at = row[:, None] * H + h[None, :]
+    ok = (row < rows)[:, None] & (h < H)[None, :]
+    g_decay, g_beta, g_rate = _raw_gradients(
+        d_log_decay, d_beta, log_decay, beta, at, ok, rate[None, :], beta_range, MAMBA
+    )
+    d_bias += pid * 3 * H
+    tl.store(d_bias + h, tl.sum(g_decay, 0), mask=h < H)
+    tl.store(d_bias + H + h, tl.sum(g_beta, 0), mask=h < H)
+    tl.store(d_bias + 2 * H + h, tl.sum(g_rate, 0), mask=h < H)
+    kind = dx.dtype.element_ty
+    g_decay, g_beta = g_decay.to(kind), g_beta.to(kind)
+    packed = slopes + row[:, None] * (2 * HP) + h[None, :]
+    tl.store(packed, g_decay, mask=(row < rows)[:, None])
+    tl.store(packed + HP, g_beta, mask=(row < rows)[:, None])
+    for first in range(0, D, BLOCK):
+        c = first + tl.arange(0, BLOCK)
+        w = weight + h[:, None] * D + c[None, :]
+        held = (h < H)[:, None] & (c < D)[None, :]
+        d = tl.dot(g_decay, tl.load(w, mask=held, other=0.0).to(kind), input_precision="tf32x3")
+        d += tl.dot(g_beta, tl.load(w + H * D, mask=held, other=0.0).to(kind), input_precision="tf32x3")
+        tl.store(dx + row[:, None] * D + c[None, :], d.to(kind), mask=(row < rows)[:, None] & (c < D)[None, :])
+
+
+def _padded(heads: int) -> int:
+    """Heads of a tile: tensor cores take no fewer than 16."""
+    return max(16, triton.next_power_of_2(heads))
 
 
 def _forward(
@@ -148,7 +131,7 @@ def _forward(
     beta = weight.new_empty(*x.shape[:-1], heads)
     gates_forward_kernel[(triton.cdiv(rows, ROWS),)](
         x, weight, beta_bias, decay_bias, a_log, log_decay, beta, rows, width, heads, beta_range,
-        ROWS=ROWS, HP=max(16, triton.next_power_of_2(heads)), BLOCK=64, MAMBA=a_log is not None, num_warps=4,
+        ROWS=ROWS, HP=_padded(heads), BLOCK=64, MAMBA=a_log is not None, num_warps=4,
     )  # fmt: skip
     return log_decay, beta
 
@@ -168,20 +151,19 @@ def _backward(
     rows = x.numel() // width
     d_log_decay = torch.zeros_like(beta) if d_log_decay is None else d_log_decay
     d_beta = torch.zeros_like(beta) if d_beta is None else d_beta
-    share = triton.cdiv(triton.cdiv(rows, ROWS), STRIPES) * ROWS
-    stripes = triton.cdiv(rows, share)
+    programs, padded = triton.cdiv(rows, ROWS), _padded(heads)
     dx = x.new_empty(x.shape)
-    d_weight = weight.new_empty(stripes, 2 * heads, width)
-    d_bias = weight.new_empty(stripes, 3, heads)
-    padded = max(16, triton.next_power_of_2(heads))
-    block = 128 if padded <= 32 else 64
-    tiles = triton.cdiv(width, block)
-    gates_backward_kernel[(stripes * tiles,)](
-        d_log_decay, d_beta, log_decay, beta, x, weight, a_log, dx, d_weight, d_bias, rows, share, width, heads,
-        beta_range, tiles, ROWS=ROWS, HP=padded, BLOCK=block, MAMBA=a_log is not None, num_warps=4,
+    slopes = x.new_empty(rows, 2 * padded)
+    d_bias = weight.new_empty(programs, 3, heads)
+    gates_backward_kernel[(programs,)](
+        d_log_decay, d_beta, log_decay, beta, weight, a_log, dx, slopes, d_bias, rows, width, heads, beta_range,
+        ROWS=ROWS, HP=padded, BLOCK=64, MAMBA=a_log is not None, num_warps=4,
     )  # fmt: skip
+    d_weight = _fused.float32_product(slopes.t(), x.view(rows, width))
+    if padded != heads:
+        d_weight = torch.cat([d_weight[:heads], d_weight[padded : padded + heads]])
     sums = d_bias.sum(0)
-    return dx, d_weight.sum(0), sums[:2], weight.new_empty(0) if a_log is None else sums[2].clone()
+    return dx, d_weight, sums[:2], weight.new_empty(0) if a_log is None else sums[2].clone()
 
 
 def _fake(x, weight, beta_bias, decay_bias, a_log, beta_range):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from groundthink.ops import _fused
 
-PROGRAMS = 512  # of a backward kernel: all resident at once on the GPUs this is for, so each takes an equal share
+PROGRAMS = 528  # of a backward kernel: four on each of 132 multiprocessors, all resident at once, with equal shares
 
 
 @triton.jit
@@ -114,9 +114,9 @@ def gated_backward_kernel(
 
 
 def _tile(size: int) -> dict[str, int]:
-    """Rows of `size` numbers: about 2,048 numbers a program and step, 16 a thread."""
+    """Rows of `size` numbers: at least 1,024 numbers a program and step, 8 a thread."""
     block = triton.next_power_of_2(size)
-    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": min(16, max(4, block // 512))}
+    return {"ROWS": max(1, 1024 // block), "BLOCK": block, "num_warps": min(16, max(4, block // 256))}
 
 
 def _share(rows: int, tile: dict[str, int]) -> tuple[int, int]:
@@ -126,9 +126,7 @@ def _share(rows: int, tile: dict[str, int]) -> tuple[int, int]:
     return triton.cdiv(rows, share), share
 
 
-def _forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(norm in `dtype`, x + branch in their common dtype or empty without a branch)."""
     size = weight.shape[0]
     rows, tile = x.numel() // size, _tile(size)
@@ -224,9 +222,7 @@ def _gated_backward(
     dx, d_gate = x.new_empty(x.shape), gate.new_empty(gate.shape)
     programs, share = _share(rows, tile)
     d_weight = x.new_empty(programs, size, dtype=torch.float32)
-    gated_backward_kernel[(programs,)](
-        d_out, x, gate, weight, dx, d_gate, d_weight, rows, share, size, eps, **tile
-    )
+    gated_backward_kernel[(programs,)](d_out, x, gate, weight, dx, d_gate, d_weight, rows, share, size, eps, **tile)
     return dx, d_gate, d_weight.sum(0).to(weight.dtype)
 
 

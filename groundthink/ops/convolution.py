@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,7 +78,9 @@ def conv_heads(
     key_width = key_heads * key_dim
     value_width = x.shape[2] - key_parts * key_width
     if key_parts not in (1, 2) or value_width <= 0 or value_width % value_dim:
-        raise ValueError(f"{x.shape[2]} channels are not {key_parts} x {key_heads} x {key_dim} and heads of {value_dim}")
+        raise ValueError(
+            f"{x.shape[2]} channels are not {key_parts} x {key_heads} x {key_dim} and heads of {value_dim}"
+        )
     if _fused.runs_kernels(x) and weight.shape[1] <= 4:  # as many taps as the kernels hold in registers
         if weight.shape[0] != x.shape[2]:
             raise ValueError(f"weight should be [{x.shape[2]}, W], is {tuple(weight.shape)}")
@@ -85,10 +88,10 @@ def conv_heads(
             x, weight, state=state, documents=documents, parts=key_parts, key_width=key_width, key_dim=key_dim
         )
         after = _next_state(x, weight.shape[1], state, documents) if keep_state else None
-        return tuple(part.unflatten(-1, (-1, d)) for part, d in zip(parts, _dims(key_parts, key_dim, value_dim))), after
+        return _heads(parts, key_dim, value_dim), after
     mixed, after = causal_conv(x, weight, state=state, documents=documents)
     split = F.silu(mixed).split([key_width] * key_parts + [value_width], -1)
-    heads = [part.unflatten(-1, (-1, d)) for part, d in zip(split, _dims(key_parts, key_dim, value_dim))]
+    heads = _heads(split, key_dim, value_dim)
     return (*(l2_normalise(part) for part in heads[:-1]), heads[-1]), after if keep_state else None
 
 
@@ -97,8 +100,9 @@ def l2_normalise(x: Tensor) -> Tensor:
     return F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1).to(x.dtype)
 
 
-def _dims(key_parts: int, key_dim: int, value_dim: int) -> list[int]:
-    return [key_dim] * key_parts + [value_dim]
+def _heads(parts: Sequence[Tensor], key_dim: int, value_dim: int) -> tuple[Tensor, ...]:
+    """[B,T,H*K] to [B,T,H,K] for each part; the last holds values."""
+    return (*(part.unflatten(-1, (-1, key_dim)) for part in parts[:-1]), parts[-1].unflatten(-1, (-1, value_dim)))
 
 
 def _next_state(x: Tensor, width: int, state: Tensor | None, documents: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ def short_walks(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inputs(
-    length: int = 9, *, width: int = 4, batch: int = 2, parts: int = 2, key_dim: int = 8, value_dim: int = 4
+    length: int = 9, *, width: int = 4, batch: int = 1, parts: int = 2, key_dim: int = 8, value_dim: int = 4
 ) -> dict[str, Tensor]:
     """Two key heads and three value heads."""
     g = torch.Generator().manual_seed(length + width)
@@ -47,20 +47,19 @@ def run(parts: int = 2, key_dim: int = 8, value_dim: int = 4, documents: Tensor 
     return function
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 21])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 11])
 def test_lengths(length: int) -> None:
-    assert_close(run(), inputs(length, batch=1), BAR)
+    assert_close(run(1), inputs(length, parts=1), BAR)
 
 
 def test_walks_as_long_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_fused.kernels("conv"), "STEPS", 64)
-    assert_close(run(), inputs(66, batch=1), BAR)
+    assert_close(run(1), inputs(66, parts=1), BAR)
 
 
 @pytest.mark.parametrize("width", [2, 3, 4])
-@pytest.mark.parametrize("parts", [1, 2])
-def test_widths_and_parts(width: int, parts: int) -> None:
-    assert_close(run(parts), inputs(7, width=width, parts=parts), BAR)
+def test_widths(width: int) -> None:
+    assert_close(run(), inputs(7, width=width, batch=2), BAR)
 
 
 def test_one_tap() -> None:
@@ -72,24 +71,24 @@ def test_one_tap() -> None:
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(6, 10), (64, 128), (128, 64), (256, 5)])
 def test_sizes_of_heads(key_dim: int, value_dim: int) -> None:
     """Some are no powers of two, some tiles hold several heads, some part of one."""
-    x = inputs(6, batch=1, key_dim=key_dim, value_dim=value_dim)
+    x = inputs(6, key_dim=key_dim, value_dim=value_dim)
     assert_close(run(key_dim=key_dim, value_dim=value_dim), x, BAR)
 
 
 @pytest.mark.parametrize("with_state", [False, True])
 def test_documents(with_state: bool) -> None:
     """Borders at the start, inside and at the end of what a program walks; one token long, two, and longer."""
-    starts = torch.zeros(2, 18, dtype=torch.int32)
-    starts[0, [1, 2, 4, 7, 8, 11, 15, 17]] = 1
-    starts[1, 10] = 5
-    x = inputs(18)
+    starts = torch.zeros(2, 12, dtype=torch.int32)
+    starts[0, [1, 2, 4, 7, 8, 11]] = 1
+    starts[1, 6] = 5
+    x = inputs(12, batch=2, parts=1)
     if not with_state:
         del x["state"]
-    assert_close(run(documents=starts.cumsum(1)), x, BAR)
+    assert_close(run(1, documents=starts.cumsum(1)), x, BAR)
 
 
 def test_a_view_of_wider_rows() -> None:
-    x = inputs(6)
+    x = inputs(6, batch=2)
     wide = torch.cat([x["x"], torch.full_like(x["x"], float("nan"))], -1)
     view = wide[..., : x["x"].shape[2]]
     plain = run()(**x)
@@ -139,12 +138,12 @@ def test_no_state_kept_when_nobody_asks() -> None:
 
 def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that ignore documents, and kernels told one step too many, are caught by the same comparison."""
-    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]] * 2)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]])
     x, module = inputs(9), _fused.kernels("conv")
     truth = outcome(run(documents=documents), x, torch.float64)
     blind = outcome(run(), x, torch.float32)
     assert max(errors(blind, truth).values()) > 0.1
-    x = inputs(21)
+    x = inputs(15)
     truth = outcome(run(), x, torch.float64)
     real = module._shape
     monkeypatch.setattr(module, "_shape", lambda *a: real(*a[:-1], 8))  # backward then leaves three tokens undone

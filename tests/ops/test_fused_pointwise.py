@@ -49,12 +49,6 @@ def test_gates(tokens: int, heads: int, width: int, mamba: bool) -> None:
 
 
 @pytest.mark.parametrize("mamba", [False, True])
-def test_gates_over_several_steps(monkeypatch: pytest.MonkeyPatch, mamba: bool) -> None:
-    monkeypatch.setattr(_fused.kernels("gates"), "STRIPES", 2)
-    assert_close(gates, gate_inputs(200, mamba=mamba), BAR)
-
-
-@pytest.mark.parametrize("mamba", [False, True])
 @pytest.mark.parametrize("shift", [-30.0, -8.0, 8.0, 30.0])
 def test_gates_far_out(shift: float, mamba: bool) -> None:
     """A decay of 1 - 1e-13 has the gradient of one, and nothing overflows."""
@@ -73,7 +67,10 @@ def test_gates_stay_float32_under_autocast() -> None:
 
 
 def test_gates_of_half_precision_input() -> None:
-    """bfloat16 inputs are exact in float32, so only what goes back to x is rounded."""
+    """bfloat16 inputs are exact in float32: only the factors of the matrix's gradient are rounded.
+
+    (The interpreter cannot multiply bfloat16 matrices, so the gradient of x is tested in tests/gpu alone.)
+    """
     x = gate_inputs()
     x["x"] = x["x"].bfloat16().float()
     truth = outcome(gates, x, torch.float64)
@@ -82,9 +79,10 @@ def test_gates_of_half_precision_input() -> None:
         return gates(x.bfloat16(), **rest)
 
     worst = errors(outcome(half, x, torch.float32), truth)
-    rounded = worst.pop("d_x")
+    del worst["d_x"]
+    rounded = worst.pop("d_weight")
     assert max(worst.values()) < BAR, worst
-    assert rounded < 0.004  # one rounding to 8 bits
+    assert rounded < 0.004  # 8 bits; the interpreter cuts where a GPU rounds
 
 
 def test_one_gate_alone() -> None:
@@ -103,6 +101,5 @@ def test_planted_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     x = gate_inputs(200)
     truth = outcome(gates, x, torch.float64)
     module = _fused.kernels("gates")
-    monkeypatch.setattr(module, "STRIPES", 2)
-    monkeypatch.setattr(module.triton, "cdiv", lambda a, b: a // b)  # forgets the ragged tile and the last stripe
+    monkeypatch.setattr(module.triton, "cdiv", lambda a, b: a // b)  # forgets the ragged tile
     assert not max(errors(outcome(gates, x, torch.float32), truth).values()) < 0.01
