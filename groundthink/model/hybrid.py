@@ -17,7 +17,7 @@ from groundthink.model.config import ModelConfig
 from groundthink.model.hf import GroundThinkConfig, SnapshotCache, documents_from_mask
 from groundthink.model.init import init_module, scale_residual_writers, start_queries_as_keys
 from groundthink.model.snapshot import Snapshot
-from groundthink.ops import DeltaMemory, linear_cross_entropy
+from groundthink.ops import DeltaMemory, next_token_loss
 
 
 class HybridForCausalLM(PreTrainedModel, GenerationMixin):
@@ -156,12 +156,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         at the same time.
         """
         hidden, after = self.hidden(input_ids, snapshot=snapshot, documents=documents, keep_state=keep_state)
-        targets = labels[:, 1:].reshape(-1)
-        total = linear_cross_entropy(hidden[:, :-1].reshape(-1, hidden.shape[-1]), self._head_weight(hidden), targets)
-        return total, (targets != -100).sum(), after
-
-    def _head_weight(self, hidden: Tensor) -> Tensor:
-        return self.lm_head.weight.to(hidden.dtype)
+        total, count = next_token_loss(hidden, self.lm_head.weight, labels)
+        return total, count, after
 
     def parameter_roles(self) -> dict[str, str]:
         """Role of every parameter by its full name; a tied head has no entry of its own.
@@ -231,10 +227,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         hidden, after = self.hidden(input_ids, snapshot=snapshot, documents=documents, keep_state=bool(use_cache))
         loss = None
         if labels is not None:
-            targets = labels[:, 1:].reshape(-1)
-            flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-            count = (targets != -100).sum().clamp_min(1)
-            loss = linear_cross_entropy(flat, self._head_weight(hidden), targets) / count
+            total, count = next_token_loss(hidden, self.lm_head.weight, labels)
+            loss = total / count.clamp_min(1)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden),

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from groundthink.ops import _fused
+
 IGNORE = -100
+ROWS = 4096  # tokens whose logits exist at the same time, where the kernels do not choose
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -48,24 +51,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return scaled[0], scaled[1], None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int = 4096) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int | None = None) -> Tensor:
     """Sum over tokens of -log softmax(hidden weight^T)[label].
 
     Args:
         hidden: [M,D].
-        weight: [vocabulary,D].
+        weight: [vocabulary,D]; cast to what hidden is computed in, its gradient comes back in its own dtype.
         labels: [M] int64; tokens labelled -100 do not count.
-        chunk: tokens whose logits exist at the same time.
+        chunk: tokens whose logits exist at the same time; None: 4,096, on CUDA as many as fill 1 GiB in bfloat16.
 
     Returns:
         Scalar, at least float32.
 
     Raises:
-        ValueError: a label outside the vocabulary (checked on the CPU; on a GPU it would stall the queue).
+        ValueError: a label outside the vocabulary (checked on the CPU; on a GPU it would stall the queue, and the
+            loss is NaN).
     """
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
         highest = int(labels.max())
         if highest >= weight.shape[0] or bool(((labels < 0) & (labels != IGNORE)).any()):
             raise ValueError(f"a label lies outside the vocabulary of {weight.shape[0]}: {highest}")
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, chunk)  # type: ignore[no-untyped-call]
+    if _fused.runs_kernels(hidden):
+        total: Tensor = _fused.kernels("cross_entropy").linear_cross_entropy(
+            hidden, weight, labels, chunk=chunk or 0, dtype=_fused.output_dtype(hidden)
+        )
+        return total
+    weight = weight.to(hidden.dtype)
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, chunk or ROWS)  # type: ignore[no-untyped-call]
     return result
+
+
+def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the losses of a language model's predictions, and how many tokens it sums.
+
+    Args:
+        hidden: [B,T,D]; position t predicts the token at t + 1.
+        weight: [vocabulary,D].
+        labels: [B,T] int64 on the index of their own token; -100 does not count, nor does a row's first.
+
+    Returns:
+        (scalar as `linear_cross_entropy`, int64 scalar).
+    """
+    targets = labels[:, 1:]
+    count = (targets != IGNORE).sum()
+    if _fused.runs_kernels(hidden):
+        # the last position predicts nothing: that costs less than a copy of all the others
+        shifted = F.pad(targets, (0, 1), value=IGNORE)
+        return linear_cross_entropy(hidden.flatten(0, 1), weight, shifted.flatten()), count
+    return linear_cross_entropy(hidden[:, :-1].reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1)), count
