@@ -7,9 +7,7 @@ torch next to each face, which is also the judge of the kernels.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,20 +25,32 @@ def runs_kernels(x: Tensor) -> bool:
     return x.device.type == "cuda" and x.dtype in DTYPES
 
 
-def kernels(name: str) -> ModuleType:
+def kernels(name: str) -> Any:
     """The kernel file `_triton_<name>`, imported when first used, so that nothing else needs Triton.
+
+    The imports are spelled out because torch.compile follows an import statement, and breaks at `importlib`.
 
     Raises:
         BackendError: Triton is not installed.
     """
     try:
-        return importlib.import_module(f"groundthink.ops._triton_{name}")
+        if name == "conv":
+            from groundthink.ops import _triton_conv as module
+        elif name == "norms":
+            from groundthink.ops import _triton_norms as module  # type: ignore[no-redef]
+        elif name == "pointwise":
+            from groundthink.ops import _triton_pointwise as module  # type: ignore[no-redef]
+        elif name == "gates":
+            from groundthink.ops import _triton_gates as module  # type: ignore[no-redef]
+        else:
+            from groundthink.ops import _triton_cross_entropy as module  # type: ignore[no-redef]
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise BackendError(
             "Triton is not installed", where="fused kernels on CUDA", fix="install triton, or run on the CPU"
         ) from error
+    return module
 
 
 def output_dtype(x: Tensor) -> torch.dtype:
