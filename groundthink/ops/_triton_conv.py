@@ -20,6 +20,7 @@ from groundthink.ops import _fused
 
 WIDEST = 4  # taps that the kernels hold in registers
 REGISTERS = 168  # of a backward program: as few as spill nothing, so that twelve share a multiprocessor
+LENGTHS = ("T", "chunks")  # no length compiles a kernel anew, not even 1 or a multiple of 16
 STEPS = 64  # tokens a program walks; backward finishes three fewer, whose later neighbours it has seen
 
 
@@ -96,7 +97,7 @@ def _head(documents, t, T, x0, x1, x2, x3, w0, w1, w2, w3, is_key, HAS_DOCS: tl.
     return s / tl.where(is_key, norm, 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def conv_forward_kernel(
     x, weight, state, documents, q, k, v, T, chunks, CK, CV, sxb, sxt,
     W: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr,
@@ -182,7 +183,7 @@ def _walk(
     return dz, a0, a1, a2, a3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def conv_backward_kernel(
     x, weight, state, documents, dq, dk, dv, dx, d_weight, d_state, T, chunks, CK, CV, sxb, sxt,
     W: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr,

@@ -30,7 +30,7 @@ def _softplus(z):
     return tl.maximum(z, 0.0) + tail
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gates_forward_kernel(
     x, weight, beta_bias, decay_bias, a_log, log_decay, beta, rows, D, H, beta_range,
     ROWS: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr, MAMBA: tl.constexpr,
@@ -82,7 +82,7 @@ def _raw_gradients(d_log_decay, d_beta, log_decay, beta, at, ok, rate, beta_rang
     return d_raw_decay, d_raw_beta, d_decay * decay
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gates_backward_kernel(
     d_log_decay, d_beta, log_decay, beta, weight, a_log, dx, slopes, d_bias, rows, D, H, beta_range,
     ROWS: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr, MAMBA: tl.constexpr,

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from groundthink.ops import _fused
 
-PROGRAMS = 528  # of a backward kernel: four on each of 132 multiprocessors, all resident at once, with equal shares
+LENGTHS = ("rows", "share")  # no length compiles a kernel anew, not even 1 or a multiple of 16
+PROGRAMS = 792  # of a backward kernel: six on each of 132 multiprocessors, all resident at once, with equal shares
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def norm_forward_kernel(
     x, branch, weight, total, out, rows, D, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr
 ):  # fmt: skip
@@ -40,7 +41,7 @@ def norm_forward_kernel(
     tl.store(out + at, (a * rstd[:, None] * w).to(out.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def norm_backward_kernel(
     d_out, d_total, total, weight, dx, d_branch, d_weight, rows, share, D, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_D_TOTAL: tl.constexpr, SPLIT: tl.constexpr,
@@ -69,7 +70,7 @@ def norm_backward_kernel(
     tl.store(d_weight + pid * D + tl.arange(0, BLOCK), tl.sum(acc, 0), mask=tl.arange(0, BLOCK) < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def gated_forward_kernel(x, gate, weight, out, rows, D, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """out = rms_norm(x) * weight * silu(gate), row by row."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -84,7 +85,7 @@ def gated_forward_kernel(x, gate, weight, out, rows, D, eps, ROWS: tl.constexpr,
     tl.store(out + at, y.to(out.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def gated_backward_kernel(
     d_out, x, gate, weight, dx, d_gate, d_weight, rows, share, D, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
