@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 from types import MappingProxyType, ModuleType
 from typing import Protocol
@@ -116,13 +115,14 @@ def _triton() -> ModuleType:
         BackendError: Triton is not installed.
     """
     try:
-        return importlib.import_module("groundthink.ops._triton_ops")
+        from groundthink.ops import _triton_ops  # torch.compile follows an import statement, and breaks at importlib
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise BackendError(
             "Triton is not installed", where="backend triton", fix="install triton, or choose backend chunked"
         ) from error
+    return _triton_ops
 
 
 _ALL: tuple[Backend, ...] = (Reference(), Chunked(), Triton())

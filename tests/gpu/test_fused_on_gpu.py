@@ -220,7 +220,7 @@ def trained(net: gt.HybridForCausalLM, autocast: bool) -> tuple[Tensor, dict[str
 def test_model_against_plain_float64(autocast: bool) -> None:
     """float64 takes plain torch everywhere, the chunked memory included."""
     loss, grads = trained(model(), autocast)
-    truth, expected = trained(model(backend="chunked").double(), False)
+    truth, expected = trained(model(backend="triton").double(), False)
     # bfloat16: every activation of two layers is rounded to 8 bits, some ten in a row
     assert abs(float(loss) - float(truth)) < (2e-3 if autocast else 1e-5) * float(truth)
     error = sum((grads[n] - t).square().sum() for n, t in expected.items())
@@ -229,7 +229,7 @@ def test_model_against_plain_float64(autocast: bool) -> None:
 
 
 def test_model_compiled_whole_equals_eager() -> None:
-    net = model("GG", backend="chunked")
+    net = model("GG", backend="triton")
     ids = torch.randint(0, 1000, (2, 130), device="cuda")
     compiled = torch.compile(lambda: net.loss(ids, ids)[0], fullgraph=True)
     with torch.no_grad():
