@@ -1,16 +1,18 @@
-"""The gated delta rule in chunks, in plain torch: a handful of batched matrix products and a hand-written backward.
+"""The gated delta rule in chunks, in plain torch: a handful of batched matrix products.
 
 Notation (docs/math.md): in a chunk of C tokens, gamma_i is the sum of log_decay up to token i, eta_i the exponent of
 the state that token i's error is taken from: gamma_i (decayed) or gamma_{i-1} (raw). With
 
-    L_ij = beta_i (k_i . k_j) exp(eta_i - gamma_j)  for j < i,     T = (I + L)^-1,
-    P    = T beta (V - exp(eta) K S_0)                                      pseudo-values,
+    B_ij = (k_i . k_j) exp(eta_i - gamma_j)  for j < i,     T = (I + B beta)^-1,
+    E    = T (V - exp(eta) K S_0)                                           errors,
+    P    = beta E                                                           pseudo-values,
     S_C  = exp(gamma_C) S_0 + (exp(gamma_C - gamma) K)^T P,
     o_i  = scale (exp(gamma_i) S_0^T q_i + sum_{j<=i} (q_i . k_j) exp(gamma_i - gamma_j) P_j),
 
-both error forms differ in eta alone. All exponents are <= 0 and nothing is divided by a gate. Substituting P gives
-S_C = M S_0 + U with a K x K matrix M per chunk, so the serial part is one product per chunk, forward (M) and
-backward (M^T); all else runs over all chunks at once. Documents mask the same factors (see `Decays`).
+both error forms differ in eta alone. All exponents are <= 0 and nothing is divided by a gate. The writer's own queries
+are rows above its keys: one product serves both wherever they meet the same matrix. Documents mask the same factors
+(see `Decays`). The states at the chunks' starts are all that backward is left with; it forms the rest again, since
+products in the cache cost less than memory that is new.
 """
 
 from __future__ import annotations
@@ -18,215 +20,225 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundthink.ops._chunk_factors import Decays, chunk_layout, from_chunks, gamma_to_log_decay, to_chunks
-from groundthink.ops._shapes import expand_heads, fold_heads
+from groundthink.ops._chunk_factors import (
+    Block,
+    Decays,
+    Scratch,
+    Tiles,
+    blocks_of,
+    by_chunk,
+    chunk_tokens,
+    count_chunks,
+    share,
+)
+
+
+class Room:
+    """What forward and backward both need of a block; the same memory, and views of it, for all blocks of a shape.
+
+    R = Q + C rows, Q = C if the text stacks its queries, else 0. What `Chunks.load` fills in:
+
+    Attributes:
+        rows: [M,R,K] the writer's queries, if any, above the keys.
+        keys: [M,C,K] the lower rows.
+        pairs: [M,R,C] decays exp(gamma_i - gamma_j), below them exp(eta_i - gamma_j).
+        scores: [M,R,C] products of rows and keys, with these decays: A above B.
+        inverse: [M,C,C] T.
+        left: [M,C,K] beta times keys times what is left of their writes at the end.
+        beta, out: [M,C,1]; enter: [M,R,1], below `enter_write`; through: [M,1,1]. Factors as in `Decays`.
+    """
+
+    inverse: Tensor
+    beta: Tensor
+    out: Tensor
+    enter: Tensor
+    through: Tensor
+
+    def __init__(self, text: Chunks, shape: tuple[int, int, int]) -> None:
+        chunks, rows, c = shape
+        self.shape, self.scratch, self.value_dim, self.heads = shape, text.scratch, text.value_dim, text.heads
+        self.m, self.top = chunks * rows * text.heads, c if text.stacks else 0
+        key_dim = text.keys_shape[-1]
+        self.rows = self.scratch("rows", self.m, self.top + c, key_dim)
+        self.pairs, self.scores = (self.scratch(name, self.m, self.top + c, c) for name in ("pairs", "scores"))
+        self.left, self.lower = self.scratch("left", self.m, c, key_dim), self.scratch("lower", self.m, c, c)
+        self.reads, self.keys = self.rows[:, : self.top], self.rows[:, self.top :]
+        self.keys_t = self.keys.mT
+        self.pairs_top, self.pairs_low = self.pairs[:, : self.top], self.pairs[:, self.top :]
+        self.diagonal = self.pairs_low.diagonal(dim1=-2, dim2=-1)
+        self.scores_top, self.gram = self.scores[:, : self.top], self.scores[:, self.top :]
+        self.shared_keys = share(self.keys, shape, text.keys_shape[2])
+        self.shared_reads = None if text.queries is None else share(self.reads, shape, text.queries_heads)
+        if text.queries is None:
+            self.reads.zero_()
+            self.pairs_top.zero_()
+        self.eye = torch.eye(c, dtype=self.rows.dtype, device=self.rows.device).expand(self.m, c, c)
+        self.values, self.e = self.value_buffer("values"), self.value_buffer("errors")
+        self.shared_values = share(self.values, shape, text.heads)
+
+    def value_buffer(self, name: str) -> Tensor:
+        """[M,C,V]."""
+        return self.scratch(name, self.m, self.shape[2], self.value_dim)
+
+    def each(self, x: Tensor) -> list[Tensor]:
+        """[M,...] by chunks."""
+        return list(x.unflatten(0, (self.shape[0], -1)).unbind())
+
+
+class Chunks:
+    """Brings blocks of a text into the cache, always into the same memory.
+
+    Args:
+        keys, queries, log_decay, beta, documents, raw: as in `chunked_write`.
+        value_dim: V.
+        stacks: there are rows above the keys whether there are queries or not. A product's rounding depends on its
+            shape; with this the memory is the same to the bit, read by its writer or not.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        queries: Tensor | None,
+        log_decay: Tensor,
+        beta: Tensor,
+        documents: Tensor | None,
+        raw: bool,
+        value_dim: int,
+        *,
+        stacks: bool,
+    ) -> None:
+        (batch, length, self.heads), key_dim = beta.shape, keys.shape[-1]
+        self.chunk = chunk = chunk_tokens(key_dim)
+        self.keys_shape, self.value_dim, self.stacks = keys.shape, value_dim, stacks
+        self.keys, self.queries = Tiles(keys, chunk), None if queries is None else Tiles(queries, chunk)
+        self.queries_heads = 0 if queries is None else queries.shape[2]
+        self.decays = d = Decays(log_decay, documents, chunk=chunk, raw=raw, dtype=beta.dtype)
+        self.beta = by_chunk(beta, chunk)
+        # One array of all that a block needs per token: a view costs as much time as a small product.
+        self._gates = torch.stack([*d.sums, self.beta, d.out, self.beta * d.out, d.through, d.enter, d.enter_write])
+        self.scratch = Scratch(beta)
+        self.blocks = blocks_of(
+            batch, length, self.heads, chunk=chunk, width=max(key_dim, value_dim), device=beta.device
+        )
+
+    def load(self, block: Block, x: Room) -> None:
+        """Fill in what `Room` lists."""
+        gates = block.of(self._gates)[..., None]
+        sums, (x.beta, x.out, left, through, *enter) = gates[:-6, ..., 0], gates[-6:]
+        x.enter, x.through = torch.cat(enter, 1) if x.top else enter[1], through[:, :1]
+        x.shared_keys.copy_(self.keys.of(block))
+        if self.queries is not None and x.shared_reads is not None:
+            x.shared_reads.copy_(self.queries.of(block))
+            self.decays.pairs(block, sums, x.pairs_top, of_writes=False)
+        if self.queries is not None and not self.decays.raw:
+            x.pairs_low.copy_(x.pairs_top)
+            x.diagonal.zero_()
+        else:
+            self.decays.pairs(block, sums, x.pairs_low, of_writes=True)
+        torch.bmm(x.rows, x.keys_t, out=x.scores).mul_(x.pairs)
+        torch.mul(x.keys, left, out=x.left)
+        torch.mul(x.gram, x.beta.mT, out=x.lower)
+        x.inverse = torch.linalg.solve_triangular(x.lower, x.eye, upper=False, unitriangular=True)
+
+
+class _WriteRoom(Room):
+    """And what forward alone needs."""
+
+    def __init__(self, text: Chunks, shape: tuple[int, int, int]) -> None:
+        super().__init__(text, shape)
+        self.seen = self.scratch("seen", self.m, self.top + shape[2], text.value_dim)
+        self.seen_top, self.seen_low = self.seen[:, : self.top], self.seen[:, self.top :]
+        self.o, self.p = self.value_buffer("out"), self.value_buffer("pseudo")
+        self.shared_o, self.shared_p = (share(x, shape, text.heads) for x in (self.o, self.p))
+        changing = (self.rows, self.seen, self.seen_low, self.values, self.e, self.left.mT)
+        self.steps = list(zip(*map(self.each, changing), strict=True))
 
 
 @torch.library.custom_op("groundthink::chunked_write", mutates_args=())
 def chunked_write(
     keys: Tensor,
     values: Tensor,
+    queries: Tensor | None,
     log_decay: Tensor,
     beta: Tensor,
     initial_state: Tensor | None,
     documents: Tensor | None,
     raw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pseudo-values [B,T,H,V], chunk-start states [B,N,H,K,V], final state [B,H,K,V]; and for the backward pass, all
-    [M,C,C]: T transposed, the decays exp(eta_i - gamma_j), and the products (k_i . k_j) with these decays."""
+    scale: float,
+    keep_pseudo: bool,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the writer reads, [B,T,HV,V] (empty without queries), the final state [B,HV,K,V], and where they are to be
+    kept the pseudo-values [B,T,HV,V] and the chunks' first states [N,B,HV,K,V] (else empty); in the gates' dtype."""
     batch, length, heads, value_dim = values.shape
-    n_chunks, _ = chunk_layout(length)
-    dtype = beta.dtype
-    decays = Decays(log_decay, documents, shift=raw, dtype=dtype)
-    pairs, f = decays.pairs(diagonal=False), decays.edges()
-    k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
-    v = to_chunks(values.to(dtype), n_chunks)
-    b = to_chunks(beta[..., None], n_chunks)
-    gram = torch.bmm(k, k.mT).mul_(pairs)
-    lower = b * gram
-    eye = torch.eye(k.shape[1], dtype=dtype, device=k.device)
-    # LAPACK answers in column order, so the transpose is what lies in rows.
-    inverse_t = torch.linalg.solve_triangular(
-        lower, eye.expand_as(lower), upper=False, unitriangular=True
-    ).mT.contiguous()
-    inverse = inverse_t.mT
-    erased = torch.bmm(inverse, f.enter * b * k)  # W: what P takes from S_0
-    fresh = torch.bmm(inverse, b * v)  # what P is without S_0
-    k_out = f.out * k
-    carry = torch.bmm(k_out.mT, erased).neg_()
-    carry.diagonal(dim1=-2, dim2=-1).add_(f.through.squeeze(-1))
-    added = torch.bmm(k_out.mT, fresh)
+    key_dim, n = keys.shape[-1], count_chunks(length, chunk_tokens(keys.shape[-1]))
+    text = Chunks(keys, queries, log_decay, beta, documents, raw, value_dim, stacks=True)
+    out = beta.new_empty(values.shape if queries is not None else (0,))
+    pseudo = beta.new_empty(values.shape if keep_pseudo else (0,))
+    states = beta.new_empty(n if keep_states else 2, batch, heads, key_dim, value_dim)
+    final = beta.new_empty(states.shape[1:])
+    states[0] = 0 if initial_state is None else initial_state
+    ring = [*(states if keep_states else [states[i % 2] for i in range(n)]), final]
+    write = _Write(text, values, out, pseudo, scale)
+    for block in text.blocks:
+        around = ring[block.chunks.start : block.chunks.stop + 1]
+        write.step(block, [s[block.rows].view(-1, key_dim, value_dim) for s in around])
+    return out, final, pseudo, states if keep_states else beta.new_empty(0)
 
-    shape = (batch * heads, n_chunks, k.shape[-1])
-    carry, added = carry.view(*shape, k.shape[-1]), added.view(*shape, value_dim)
-    state = k.new_zeros(batch * heads, k.shape[-1], value_dim)
-    if initial_state is not None:
-        state = initial_state.to(dtype).reshape(state.shape)
-    states = []
-    for n in range(n_chunks):
-        states.append(state)
-        state = torch.baddbmm(added[:, n], carry[:, n], state)
-    starts = torch.stack(states, 1)
-    pseudo = fresh.baddbmm_(erased, starts.view(-1, k.shape[-1], value_dim), alpha=-1)
-    return (
-        from_chunks(pseudo, batch, heads, length),
-        starts.view(batch, heads, n_chunks, k.shape[-1], value_dim).transpose(1, 2).contiguous(),
-        state.view(batch, heads, k.shape[-1], value_dim).clone(),
-        inverse_t,
-        pairs,
-        gram,
-    )
+
+class _Write:
+    """Where the results go, and one block's part of them."""
+
+    def __init__(self, text: Chunks, values: Tensor, out: Tensor, pseudo: Tensor, scale: float) -> None:
+        self.text, self.values, self.scale = text, Tiles(values, text.chunk), scale
+        self.out, self.pseudo = (Tiles(x, text.chunk) if x.numel() else None for x in (out, pseudo))
+        self.rooms: dict[tuple[int, int, int], _WriteRoom] = {}
+
+    def step(self, block: Block, states: list[Tensor]) -> None:
+        """Go through a block from the first of these states [M,K,V]; the others, after each chunk, are filled in."""
+        if block.shape not in self.rooms:
+            self.rooms[block.shape] = _WriteRoom(self.text, block.shape)
+        x = self.rooms[block.shape]
+        self.text.load(block, x)
+        x.shared_values.copy_(self.values.of(block))
+        forgets = zip(
+            *(x.each(y) for y in (x.enter[:, x.top :], x.inverse, x.through)), states, states[1:], strict=False
+        )
+        for (rows, seen, recalled, fresh, e, left_t), (enter, inverse, through, before, after) in zip(
+            x.steps, forgets, strict=True
+        ):
+            torch.bmm(rows, before, out=seen)
+            fresh.addcmul_(enter, recalled, value=-1)
+            torch.bmm(inverse, fresh, out=e)
+            torch.mul(before, through, out=after).baddbmm_(left_t, e)
+        torch.mul(x.e, x.beta, out=x.p)
+        if self.pseudo is not None:
+            self.pseudo.store(block, x.shared_p)
+        if self.out is not None:
+            torch.mul(x.seen_top, x.enter[:, : x.top], out=x.o)
+            x.o.baddbmm_(x.scores_top, x.p, beta=self.scale, alpha=self.scale)
+            self.out.store(block, x.shared_o)
 
 
 @chunked_write.register_fake
 def _(
     keys: Tensor,
     values: Tensor,
+    queries: Tensor | None,
     log_decay: Tensor,
     beta: Tensor,
     initial_state: Tensor | None,
     documents: Tensor | None,
     raw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    scale: float,
+    keep_pseudo: bool,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length, heads, value_dim = values.shape
-    n_chunks, chunk = chunk_layout(length)
-    key_dim = keys.shape[-1]
-    square = (batch * heads * n_chunks, chunk, chunk)
+    state = (batch, heads, keys.shape[-1], value_dim)
     return (
-        beta.new_empty(batch, length, heads, value_dim),
-        beta.new_empty(batch, n_chunks, heads, key_dim, value_dim),
-        beta.new_empty(batch, heads, key_dim, value_dim),
-        beta.new_empty(square),
-        beta.new_empty(square),
-        beta.new_empty(square),
+        beta.new_empty(values.shape if queries is not None else (0,)),
+        beta.new_empty(state),
+        beta.new_empty(values.shape if keep_pseudo else (0,)),
+        beta.new_empty((count_chunks(length, chunk_tokens(keys.shape[-1])), *state) if keep_states else (0,)),
     )
-
-
-def _state_gradients(
-    k_out: Tensor, erased: Tensor, through: Tensor, dp: Tensor, d_start: Tensor, d_final: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The serial part: dS_n = M^T dS_{n+1} + (outside gradients of S_n) - W^T (outside gradients of P).
-
-    Returns the gradient of each chunk's last state, [M,K,V], and of the initial state, [B,H,K,V].
-    """
-    carry_t = torch.bmm(erased.mT, k_out).neg_()
-    carry_t.diagonal(dim1=-2, dim2=-1).add_(through.squeeze(-1))
-    local = torch.baddbmm(d_start, erased.mT, dp, alpha=-1)
-    rows, (key_dim, value_dim) = d_final.shape[0] * d_final.shape[1], d_final.shape[2:]
-    carry_t, local = carry_t.view(rows, -1, key_dim, key_dim), local.view(rows, -1, key_dim, value_dim)
-    n_chunks = local.shape[1]
-    d_state = d_final.reshape(rows, key_dim, value_dim)
-    d_ends: list[Tensor] = [d_state] * n_chunks
-    for n in reversed(range(n_chunks)):
-        d_ends[n] = d_state
-        d_state = torch.baddbmm(local[:, n], carry_t[:, n], d_state)
-    return torch.stack(d_ends, 1).view(-1, key_dim, value_dim), d_state.view(d_final.shape).clone()
-
-
-@torch.library.custom_op("groundthink::chunked_write_backward", mutates_args=())
-def chunked_write_backward(
-    d_pseudo: Tensor,
-    d_states: Tensor,
-    d_final: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    documents: Tensor | None,
-    pseudo: Tensor,
-    states: Tensor,
-    inverse_t: Tensor,
-    pairs: Tensor,
-    gram: Tensor,
-    raw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of keys, values, log_decay, beta and initial state. Derivation: docs/math.md."""
-    batch, length, heads, value_dim = values.shape
-    n_chunks, _ = chunk_layout(length)
-    dtype = beta.dtype
-    f = Decays(log_decay, documents, shift=raw, dtype=dtype).edges()
-    k = to_chunks(expand_heads(keys, heads).to(dtype), n_chunks)
-    v = to_chunks(values.to(dtype), n_chunks)
-    b = to_chunks(beta[..., None], n_chunks)
-    p = to_chunks(pseudo, n_chunks)
-    start = states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
-    dp = to_chunks(d_pseudo, n_chunks)
-    d_start = d_states.transpose(1, 2).reshape(-1, k.shape[-1], value_dim)
-    k_out = f.out * k
-    erased = torch.bmm(inverse_t.mT, f.enter * b * k)
-
-    d_end, d_initial = _state_gradients(k_out, erased, f.through, dp, d_start, d_final.to(dtype))
-    dp = torch.baddbmm(dp, k_out, d_end)
-    dx = torch.bmm(inverse_t, dp)
-    recalled = torch.bmm(k, start).mul_(f.enter)
-    d_lower = torch.bmm(dx, p.mT).neg_()  # the strict lower triangle counts; `pairs` is 0 elsewhere
-    d_exponent = gram * d_lower  # times beta_i: the gradient of eta_i - gamma_j
-    d_exponent_rows = d_exponent.sum(-1)
-    d_beta = (v - recalled).mul_(dx).sum(-1) + d_exponent_rows
-    d_gram = d_lower.mul_(pairs).mul_(b)
-    bdx = dx.mul_(b)
-    dk = torch.bmm(d_gram, k).baddbmm_(d_gram.mT, k)
-    dk.sub_(torch.bmm(bdx, start.mT).mul_(f.enter))
-    p_end = torch.bmm(p, d_end.mT).mul_(f.out)
-    dk.add_(p_end)
-
-    d_out = p_end.mul_(k).sum(-1)
-    d_gamma = -torch.bmm(b.mT, d_exponent).squeeze(1) - d_out
-    d_gamma[:, -1] += d_out.sum(-1) + f.through.flatten() * (start * d_end).sum((-2, -1))
-    d_eta = b.squeeze(-1) * d_exponent_rows - recalled.mul_(bdx).sum(-1)
-    if raw:
-        d_gamma[:, :-1] += d_eta[:, 1:]
-    else:
-        d_gamma += d_eta
-    return (
-        fold_heads(from_chunks(dk, batch, heads, length), keys),
-        from_chunks(bdx, batch, heads, length).to(values.dtype),
-        gamma_to_log_decay(d_gamma, batch, heads, length),
-        from_chunks(d_beta[..., None], batch, heads, length).squeeze(-1),
-        d_initial,
-    )
-
-
-@chunked_write_backward.register_fake
-def _(
-    d_pseudo: Tensor,
-    d_states: Tensor,
-    d_final: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    documents: Tensor | None,
-    pseudo: Tensor,
-    states: Tensor,
-    inverse_t: Tensor,
-    pairs: Tensor,
-    gram: Tensor,
-    raw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given = (keys, values, log_decay, beta, d_final)
-    return tuple(x.new_empty(x.shape) for x in given)  # type: ignore[return-value]
-
-
-def _write_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    keys, values, log_decay, beta, initial_state, documents, raw = inputs
-    pseudo, states, _, *squares = output
-    ctx.save_for_backward(keys, values, log_decay, beta, documents, pseudo, states, *squares)
-    ctx.raw, ctx.state_dtype = raw, None if initial_state is None else initial_state.dtype
-    ctx.set_materialize_grads(False)  # the squares have no gradient; zeros for them would be the largest tensors here
-
-
-def _write_backward(ctx, d_pseudo, d_states, d_final, *d_squares):  # type: ignore[no-untyped-def]
-    del d_squares  # kept for this function alone
-    keys, values, log_decay, beta, documents, pseudo, states, *squares = ctx.saved_tensors
-    d_pseudo = torch.zeros_like(pseudo) if d_pseudo is None else d_pseudo
-    d_states = torch.zeros_like(states) if d_states is None else d_states
-    d_final = torch.zeros_like(states[:, 0]) if d_final is None else d_final
-    given = (d_pseudo, d_states, d_final, keys, values, log_decay, beta, documents, pseudo, states, *squares)
-    with torch.autocast(keys.device.type, enabled=False):  # `backward()` may be called inside autocast
-        dk, dv, dg, db, d_initial = torch.ops.groundthink.chunked_write_backward(*given, ctx.raw)
-    d_initial = None if ctx.state_dtype is None else d_initial.to(ctx.state_dtype)
-    return dk, dv, dg, db, d_initial, None, None
-
-
-torch.library.register_autograd("groundthink::chunked_write", _write_backward, setup_context=_write_context)

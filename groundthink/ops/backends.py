@@ -13,7 +13,7 @@ from torch import Tensor
 from groundthink.errors import BackendError
 from groundthink.ops import _reference
 from groundthink.ops._chunked_read import chunked_read
-from groundthink.ops._chunked_write import chunked_write
+from groundthink.ops._chunked_write_backward import chunked_write  # with its gradients
 from groundthink.ops._shapes import WriteInputs
 
 Parts = tuple[Tensor | None, ...]
@@ -73,16 +73,35 @@ class Chunked(Reference):
         if keys.shape[1] == 1:
             token = dataclasses.replace(inputs, keys=keys.to(dtype), values=inputs.values.to(dtype), documents=None)
             return super().write(token, keep=keep)
-        pseudo, states, final, *_ = chunked_write(**inputs.arguments())
-        return (keys, pseudo, states, inputs.log_decay, inputs.documents) if keep else (), final
+        return _write_chunks(inputs, None, scale=1.0, keep=keep)[:2]
+
+    def write_and_read(
+        self, inputs: WriteInputs, queries: Tensor, *, scale: float, keep: bool
+    ) -> tuple[Parts, Tensor, Tensor]:
+        """One operator; a single token is written and then read."""
+        if inputs.keys.shape[1] == 1:
+            return super().write_and_read(inputs, queries, scale=scale, keep=keep)
+        return _write_chunks(inputs, queries, scale=scale, keep=keep)
 
     def read(self, parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
         """Reads of a decode step and of chunks differ in what the write kept."""
         if len(parts) == 1:
             return super().read(parts, queries, scale=scale)
         keys, pseudo, states, log_decay, documents = parts
-        out, *_ = chunked_read(queries, keys, pseudo, states, log_decay, documents, scale)
-        return out
+        return chunked_read(queries, keys, pseudo, states, log_decay, documents, scale)
+
+
+def _write_chunks(
+    inputs: WriteInputs, queries: Tensor | None, *, scale: float, keep: bool
+) -> tuple[Parts, Tensor, Tensor]:
+    """Parts for reads, the final state, and what the queries read (empty without any)."""
+    given = (inputs.keys, inputs.values, queries, inputs.log_decay, inputs.beta, inputs.initial_state)
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    out, final, pseudo, states = chunked_write(
+        *given, inputs.documents, inputs.raw, scale, keep, keep or differentiated
+    )
+    parts = (inputs.keys, pseudo, states, inputs.log_decay, inputs.documents) if keep else ()
+    return parts, final, out
 
 
 class Triton:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -84,12 +85,19 @@ def make(case: Case, seed: int = 0) -> dict[str, Tensor | None]:
     }
 
 
-def run(case: Case, given: dict[str, Tensor | None], backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Both reads, the final state, and the gradient of every input under fixed random cotangents."""
+def run(
+    case: Case, given: dict[str, Tensor | None], backend: str, dtype: torch.dtype, *, fused: bool = False
+) -> dict[str, Tensor]:
+    """Both reads, the final state, and the gradient of every input under fixed random cotangents.
+
+    `fused`: the first read is the writer's own, in one call with the write.
+    """
     x = {name: None if v is None else v.to(dtype).requires_grad_() for name, v in given.items()}
-    memory = ops.write(
+    write = functools.partial(
+        ops.write_and_read if fused else ops.write,
         x["keys"],
         x["values"],
+        *([x["queries"]] if fused else []),
         log_decay=x["log_decay"],
         beta=x["beta"],
         initial_state=x["initial_state"],
@@ -97,7 +105,8 @@ def run(case: Case, given: dict[str, Tensor | None], backend: str, dtype: torch.
         documents=document_ids(case.documents, case.batch, case.length),
         backend=backend,
     )
-    out = {"y": memory.read(x["queries"]), "z": memory.read(x["second"], scale=0.7), "final": memory.final_state}
+    memory, first = write() if fused else (memory := write(), memory.read(x["queries"]))
+    out = {"y": first, "z": memory.read(x["second"], scale=0.7), "final": memory.final_state}
     generator = torch.Generator().manual_seed(7)
     loss = sum((v * torch.randn(v.shape, generator=generator).to(dtype)).sum() for v in out.values())
     leaves = {name: v for name, v in x.items() if v is not None}

@@ -50,8 +50,20 @@ CASES = [
 def test_chunked_is_the_reference(case: mc.Case) -> None:
     x = mc.make(case)
     judge = mc.run(case, x, "reference", torch.float64)
-    for dtype in (torch.float64, torch.float32):
-        mc.assert_matches(mc.run(case, x, "chunked", dtype), judge, dtype)
+    for dtype, fused in itertools.product((torch.float64, torch.float32), (False, True)):
+        mc.assert_matches(mc.run(case, x, "chunked", dtype, fused=fused), judge, dtype)
+
+
+@pytest.mark.parametrize("matrices", [1, 2, 4, 14])
+@pytest.mark.parametrize("error", ["decayed", "raw"])
+def test_blocks_of_any_size_are_the_reference(error: str, matrices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 rows of 2 heads, 4 chunks of 32 x 6: one row at a time, two and one, two chunks of all rows."""
+    monkeypatch.setattr(_chunk_factors, "BUFFER", matrices * 32 * 6 / torch.get_num_threads())
+    case = mc.Case(110, error, batch=3, key_heads=1, initial=True, documents="random")
+    x = mc.make(case)
+    judge = mc.run(case, x, "reference", torch.float64)
+    for fused in (False, True):
+        mc.assert_matches(mc.run(case, x, "chunked", torch.float64, fused=fused), judge, torch.float64)
 
 
 @pytest.mark.parametrize("error", ["decayed", "raw"])
@@ -137,6 +149,17 @@ def test_a_memory_not_kept_is_the_same_but_for_its_reads(length: int, backend: s
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     with pytest.raises(StateError, match=r"cannot be read again.*keep=True"):
         memory.read(torch.zeros(2, length, 2, 6))
+
+
+@pytest.mark.parametrize("length", [20, 70])
+@pytest.mark.parametrize("error", ["decayed", "raw"])
+def test_a_memory_is_the_same_to_the_bit_read_by_its_writer_or_not(error: str, length: int) -> None:
+    x = {n: v for n, v in mc.make(mc.Case(length, initial=True)).items() if n != "second"}
+    read, _ = ops.write_and_read(**x, error=error)
+    queries = x.pop("queries")
+    alone = ops.write(**x, error=error)
+    assert torch.equal(read.final_state, alone.final_state)
+    assert torch.equal(read.read(queries), alone.read(queries))
 
 
 @pytest.mark.parametrize(
@@ -274,12 +297,17 @@ def test_decayed_is_raw_with_other_strength_and_values() -> None:
 def test_factors_are_exact_next_to_large_sums(raw: bool) -> None:
     """After 48 tokens at -20 the sums are near -960, where float32 alone would leave exp of a difference 3e-5 off."""
     log_decay = torch.where(torch.arange(64)[None, :, None] < 48, -20.0, -0.01 * torch.rand(2, 64, 3))
+    whole = _chunk_factors.Block(rows=slice(0, 2), chunks=slice(0, 1), chunk=64)
     got, judge = (
-        [decays.pairs(diagonal=True), decays.pairs(diagonal=False), decays.edges().out]
+        [
+            decays.pairs(whole, whole.of(decays.sums), torch.empty(6, 64, 64, dtype=dtype), of_writes=writes)
+            for writes in (False, True)
+        ]
+        + [decays.out]
         for dtype in (torch.float32, torch.float64)
-        for decays in [_chunk_factors.Decays(log_decay, None, shift=raw, dtype=dtype)]
+        for decays in [_chunk_factors.Decays(log_decay, None, chunk=64, raw=raw, dtype=dtype)]
     )
-    for ours, exact in zip(got[int(raw) :], judge[int(raw) :], strict=True):
+    for ours, exact in zip(got, judge, strict=True):
         # One rounding of the exponent (at most 1e-6 at -16) and one of exp; what is below e^-20 counts for nothing.
         torch.testing.assert_close(ours.double(), exact, rtol=2e-6, atol=2e-9)
 
@@ -293,6 +321,20 @@ def test_a_read_sees_no_later_write() -> None:
     assert torch.equal(before[0][:, :77], after[0][:, :77])
     assert torch.equal(before[1][:, :77], after[1][:, :77])
     assert not torch.equal(before[2], after[2])
+
+
+@pytest.mark.parametrize("error", ["decayed", "raw"])
+def test_a_document_knows_no_bit_of_the_one_before(error: str) -> None:
+    """Exactly, although both lie in one chunk: neither reads nor the final state move with what an earlier one says."""
+    case = mc.Case(100, error, initial=True)
+    x = mc.make(case)
+    ids = torch.repeat_interleave(torch.arange(2), torch.tensor([41, 59])).expand(2, -1)
+    other = mc.make(case, seed=1)
+    changed = {n: v if n == "initial_state" else torch.cat([other[n][:, :41], v[:, 41:]], 1) for n, v in x.items()}
+    here, there = (_plain(case, v, slice(0, 100), v["initial_state"], ids) for v in (x, changed))
+    assert all(torch.equal(a[:, 41:], b[:, 41:]) for a, b in zip(here[:2], there[:2], strict=True))
+    assert torch.equal(here[2], there[2])
+    assert not torch.equal(here[0][:, :41], there[0][:, :41])
 
 
 # --- autograd and the dispatcher -----------------------------------------------------------------------------
@@ -324,20 +366,16 @@ def _operator_arguments(layout: str) -> dict[str, tuple[Any, ...]]:
     if layout == "transposed":
         x = {n: v.transpose(0, 1).contiguous().transpose(0, 1) for n, v in x.items()}
     ids = mc.document_ids("random", case.batch, case.length)
-    write = (x["keys"], x["values"], x["log_decay"], x["beta"], x["initial_state"], ids, False)
-    pseudo, states, final, *kept = torch.ops.groundthink.chunked_write(*write)
-    inputs = (x["queries"], x["keys"], pseudo, states, x["log_decay"], ids)
-    read = (*inputs, 0.5)
-    _, *kept_by_read = torch.ops.groundthink.chunked_read(*read)
+    given = (x["keys"], x["values"], x["queries"], x["log_decay"], x["beta"])
+    write = (*given, x["initial_state"], ids, False, 0.5, True, True)
+    out, final, pseudo, states = torch.ops.groundthink.chunked_write(*write)
+    read = (x["queries"], x["keys"], pseudo, states, x["log_decay"], ids, 0.5)
+    gradients = tuple(torch.randn_like(v) for v in (out, final, pseudo, states))
     return {
         "chunked_write": write,
         "chunked_read": read,
-        "chunked_write_backward": (
-            *(torch.randn_like(v) for v in (pseudo, states, final)),
-            *(x["keys"], x["values"], x["log_decay"], x["beta"], ids),
-            *(pseudo, states, *kept, True),
-        ),
-        "chunked_read_backward": (torch.randn_like(pseudo), *inputs, *kept_by_read, 0.5),
+        "chunked_write_backward": (*gradients, *given, ids, states, True, 0.5),
+        "chunked_read_backward": (torch.randn_like(pseudo), *read),
     }
 
 
