@@ -116,7 +116,13 @@ def measure_peer(name: str, shape: tuple[int, int, int, int, int]) -> dict[str, 
         for t in given:
             t.requires_grad_()
         asked = given[:3] if name == "dense_masked_attention" else given
-        result["forward_backward"] = milliseconds(lambda: torch.autograd.grad(peers.PEERS[name](*given), asked, d_out))
+
+        def train() -> None:
+            torch.autograd.grad(peers.PEERS[name](*given), asked, d_out)
+
+        result["forward_backward"] = milliseconds(train)
+        with torch.autograd.set_multithreading_enabled(False):
+            result["forward_backward_one_thread"] = milliseconds(train)
     except Exception as error:  # a peer may fail in any way: that is what the table then says
         result["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     return result
@@ -149,12 +155,8 @@ def measure(shape: tuple[int, int, int, int, int]) -> dict[str, float]:
     train()
     result["peak_MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
     result["forward_backward"] = milliseconds(train)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(20):
-        train()
-    result["host"] = (time.perf_counter() - start) / 20 * 1e3  # launching alone, where the GPU is the faster of the two
-    torch.cuda.synchronize()
+    with torch.autograd.set_multithreading_enabled(False):  # spares a small shape the way to autograd's thread
+        result["forward_backward_one_thread"] = milliseconds(train)
     return result
 
 

@@ -34,7 +34,11 @@ class WriteInputs:
 
     def arguments(self) -> dict[str, Any]:
         """The same as keyword arguments."""
-        return dict(vars(self))
+        # spelled out, because torch.compile does not follow a look at the fields
+        return {
+            "keys": self.keys, "values": self.values, "log_decay": self.log_decay, "beta": self.beta,
+            "initial_state": self.initial_state, "documents": self.documents, "raw": self.raw,
+        }  # fmt: skip
 
 
 def expand_heads(x: Tensor, heads: int) -> Tensor:

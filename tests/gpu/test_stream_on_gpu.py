@@ -101,7 +101,8 @@ def test_memory_is_constant_over_ten_thousand_tokens() -> None:
     torch.cuda.reset_peak_memory_stats()
     assert sum(1 for _ in tokens) == 9_900
     torch.cuda.synchronize()
-    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+    assert torch.cuda.memory_allocated() <= before[0]
+    assert torch.cuda.memory_reserved() == before[1]
     assert torch.cuda.max_memory_allocated() == before[0]
 
 
