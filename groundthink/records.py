@@ -110,6 +110,9 @@ class Certificate:
         results: the probes, in the order they were run.
         seed: seed of every episode.
         provenance: see `provenance()`; not part of the result.
+        lengths: for each certified length its `point`, `length`, `verdict` and `reason`; empty in old records.
+        statements: what else may be said, by name (`CERTIFIED-BY-HORIZON`, `CAUSALLY-SUPPORTED`): `holds`, `because`.
+        setting: what was asked and what was not: rows, n, chance levels, p after Holm's correction, notes.
     """
 
     verdict: str
@@ -118,6 +121,9 @@ class Certificate:
     results: tuple[ProbeResult, ...]
     seed: int
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lengths: tuple[dict[str, Any], ...] = ()
+    statements: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    setting: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def result(self, name: str) -> ProbeResult:
         """The probe result called `name`; KeyError if it was not run."""
@@ -156,7 +162,7 @@ def certificate_from_dict(raw: dict[str, Any]) -> Certificate:
     """
     try:
         results = tuple(ProbeResult(**item) for item in raw["results"])
-        return Certificate(**{**raw, "results": results})
+        return Certificate(**{**raw, "results": results, "lengths": tuple(raw.get("lengths", ()))})
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a certificate: {error}") from error
 

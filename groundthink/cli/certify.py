@@ -56,7 +56,8 @@ def run(flags: Flags) -> int:
             model,
             vocabulary=task.vocabulary,
             n_pairs=task.n_pairs,
-            twins=twins,
+            twin=twins,
+            rows="core",
             n=flags.n,
             seed=flags.seed,
         )

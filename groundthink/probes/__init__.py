@@ -27,31 +27,39 @@ from groundthink.probes.interventions import (
 from groundthink.probes.key_edits import edited, erase_rows, rewrite_rows, write_keys
 from groundthink.probes.language import language, paired_bootstrap
 from groundthink.probes.parity import parity
+from groundthink.probes.prefilled import Prefilled
 from groundthink.probes.readers import reader_rows, resume_split, second_memory
 from groundthink.probes.recall import Questions, Recalled, ask, recall
 from groundthink.probes.stateless import no_state
+from groundthink.probes.row import Row
+from groundthink.probes.rows import ROWS
 from groundthink.probes.statistics import Paired, cluster_bootstrap, detectable, holm
-from groundthink.probes.transplant import transplant_rows, transplanted
-from groundthink.probes.verdict import VERDICTS, verdict_of
+from groundthink.probes.transplant import at_boundary
+from groundthink.probes.verdict import VERDICTS, Judgement, judge
 
 __all__ = [
+    "ROWS",
     "VERDICTS",
     "Erase",
     "Intervention",
+    "Judgement",
     "LowRank",
     "Mean",
     "Model",
     "Noise",
     "Paired",
+    "Prefilled",
     "Quantise",
     "Questions",
     "Recalled",
     "Rewrite",
+    "Row",
     "ShuffleRows",
     "Transplant",
     "WindowLimit",
     "Zero",
     "ask",
+    "at_boundary",
     "attention_of",
     "block_writes",
     "causality",
@@ -67,6 +75,7 @@ __all__ = [
     "gate_statistics",
     "holm",
     "intervention_from_dict",
+    "judge",
     "language",
     "needle_map",
     "no_state",
@@ -81,9 +90,6 @@ __all__ = [
     "second_memory",
     "shuffle_rows",
     "transplant",
-    "transplant_rows",
-    "transplanted",
-    "verdict_of",
     "write_keys",
     "zero",
 ]

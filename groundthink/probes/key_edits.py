@@ -16,13 +16,12 @@ from torch import Tensor
 from groundthink.errors import StateError, TaskError
 from groundthink.model import Snapshot
 from groundthink.probes.cuts import hooked, layers_with
-from groundthink.probes.face import Model, derived_seed, device_of, mode
+from groundthink.probes.face import Model, derived_seed
 from groundthink.probes.interventions import Erase, KeyIntervention, Rewrite
-from groundthink.probes.recall import Questions, rows_per_pass, top
+from groundthink.probes.prefilled import Block, Prefilled
+from groundthink.probes.recall import Questions
 from groundthink.probes.statistics import Paired
-from groundthink.probes.transplant import boundary, donors
 from groundthink.records import ProbeResult, Proportion
-from groundthink.tasks.kv_recall import KvRecall
 
 KEYS = "mixer.hook_k"
 FOLLOW = 0.60  # what the lower bound of following a rewritten value has to reach
@@ -102,70 +101,55 @@ def other_questions(questions: Questions, *, seed: int) -> tuple[Tensor, Tensor,
 
 
 def edited(
-    model: Model,
-    questions: Questions,
-    edit: KeyIntervention,
-    *,
-    at: int,
-    giver: Questions | None = None,
-    seed: int = 0,
+    prefilled: Prefilled, edit: KeyIntervention, *, giver: str | None = None, seed: int = 0, n: int | None = None
 ) -> Edited:
-    """Prefill to `at`, edit along the asked pair's keys, resume with the question and with another one, count.
+    """Edit along the asked pair's keys at the boundary, go on with the question and with another one, count.
 
     Args:
-        model: the model, with blocks.
-        questions: at a distance that leaves room for the boundary.
+        prefilled: questions at a distance that leaves room for the boundary; its model has blocks.
         edit: `Rewrite` or `Erase`, restricted as wished.
-        at: the boundary t*.
-        giver: donors row by row, for a rewrite.
+        giver: kind of the donors, for a rewrite.
         seed: of the choice of other keys.
+        n: the first so many questions; None for all.
 
     Raises:
         TaskError: the boundary lies before a pair, or a donor differs after it.
         StateError: the model writes no memory, or the edit does not fit or changes nothing.
     """
+    questions, at = prefilled.questions, prefilled.at
     asked_other, other_answers, places = other_questions(questions, seed=seed)
     if int(places.max()) >= at:
         raise TaskError(f"the boundary {at} lies before the pair that is edited", where=edit.name)
-    if giver is not None and not torch.equal(giver.prompts[:, at:], questions.prompts[:, at:]):
-        raise TaskError("donors differ from their recipients after the boundary", where=edit.name)
-    device = device_of(model)
-    said: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "other_before", "other")}
-    step = rows_per_pass(model, questions.prompts.shape[1])
-    with mode(model, training=False), torch.no_grad():
-        for start in range(0, len(questions), step):
-            rows = slice(start, start + step)
-            prompts = questions.prompts[rows].to(device)
-            keys, mine = write_keys(model, prompts[:, :at], places[rows], layers=edit.layers)
-            theirs = None if giver is None else model.prefill(giver.prompts[rows, :at].to(device))[1]
-            changed = edit(mine, theirs, keys=keys)
-            for name, snapshot, text in (
-                ("before", mine, prompts),
-                ("after", changed, prompts),
-                ("other_before", mine, asked_other[rows].to(device)),
-                ("other", changed, asked_other[rows].to(device)),
-            ):
-                said[name].append(top(model.resume(snapshot, text[:, at:])[0][:, -1]))
-    return _count({name: torch.cat(parts) for name, parts in said.items()}, questions, giver, other_answers)
+    head = int(places.max()) + 1
+
+    def ask_both(block: Block) -> dict[str, Tensor]:
+        keys = write_keys(block.model, block.prompts[:, :head], places[block.rows], layers=edit.layers)[0]
+        changed = edit(block.mine, None if giver is None else block.snapshot(giver), keys=keys)
+        other = asked_other[block.rows].to(block.prompts.device)[:, at:]
+        return {
+            "before": block.said(block.mine),
+            "after": block.said(changed),
+            "other_before": block.said(block.mine, other),
+            "other": block.said(changed, other),
+        }
+
+    parts = prefilled.map(ask_both, n)
+    said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    donated = None if giver is None else prefilled.donors(giver)
+    return _count(said, questions, donated, other_answers)
 
 
-def rewrite_rows(
-    model: Model, task: KvRecall, questions: Questions, *, horizon: int, seed: int, edit: Rewrite | None = None
-) -> tuple[ProbeResult, ProbeResult]:
+def rewrite_rows(prefilled: Prefilled, *, seed: int, edit: Rewrite | None = None) -> tuple[ProbeResult, ProbeResult]:
     """K3 as records: the asked key follows a donor's value, and the other keys lose at most five points.
 
     Args:
-        model: the model.
-        task: of the questions; makes donors in which the asked key alone has another value.
-        questions: at a distance that leaves room for the boundary.
-        horizon: R.
-        seed: of donors and other keys.
+        prefilled: the questions; its donors of the kind `one_key` give the values.
+        seed: of the other keys.
         edit: restricted to layers and heads that were chosen on other questions; None for all of them.
     """
-    at, giver = boundary(questions, horizon), donors(task, questions, kind="one_key", seed=seed)
     one = Rewrite() if edit is None else edit
-    found = edited(model, questions, one, at=at, giver=giver, seed=seed)
-    chance, details = questions.chance["in_context"], _details(found, one, at)
+    found = edited(prefilled, one, giver="one_key", seed=seed)
+    chance, details = prefilled.questions.chance["in_context"], _details(found, one, prefilled.at)
     loss = found.other_pairs.upper()
     low, high = found.other_pairs.interval()
     return (
@@ -184,13 +168,11 @@ def rewrite_rows(
     )  # fmt: skip
 
 
-def erase_rows(
-    model: Model, questions: Questions, *, horizon: int, seed: int, edit: Erase | None = None
-) -> tuple[ProbeResult, ProbeResult]:
+def erase_rows(prefilled: Prefilled, *, seed: int, edit: Erase | None = None) -> tuple[ProbeResult, ProbeResult]:
     """K4 as records: the asked key is forgotten, and nine tenths of the others' recall stay. As `rewrite_rows`."""
-    at, one = boundary(questions, horizon), Erase() if edit is None else edit
-    found = edited(model, questions, one, at=at, seed=seed)
-    chance, details = questions.chance["in_context"], _details(found, one, at)
+    one = Erase() if edit is None else edit
+    found = edited(prefilled, one, seed=seed)
+    chance, details = prefilled.questions.chance["in_context"], _details(found, one, prefilled.at)
     # Where nothing was recalled, nothing was erased: the target must have been above what is allowed now.
     erased = found.right.high <= chance + GONE and found.before.low > chance + GONE
     stays = STAY * found.other_before.rate
@@ -213,10 +195,11 @@ def erase_rows(
 
 
 def _count(said: Mapping[str, Tensor], questions: Questions, giver: Questions | None, others: Tensor) -> Edited:
-    n = len(questions)
+    n = len(said["before"])
+    others = others[:n]
 
     def share(name: str, answers: Tensor) -> Proportion:
-        return Proportion(int((said[name] == answers).sum()), n)
+        return Proportion(int((said[name] == answers[:n]).sum()), n)
 
     return Edited(
         before=share("before", questions.answers),

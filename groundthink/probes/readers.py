@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from groundthink import ops
@@ -20,13 +19,13 @@ from groundthink.errors import StateError
 from groundthink.layers import Mixed
 from groundthink.model import Snapshot
 from groundthink.probes.cuts import S_READ, hooked, layers_with
-from groundthink.probes.face import Model, device_of, exactness, gap, mode
+from groundthink.probes.face import Model, exactness, gap
 from groundthink.probes.intervention import MEMORY, carriers
 from groundthink.probes.interventions import Transplant
-from groundthink.probes.recall import Questions, rows_per_pass, top
-from groundthink.probes.transplant import FOLLOW, boundary, donors
+from groundthink.probes.prefilled import Block, Prefilled
+from groundthink.probes.recall import top
+from groundthink.probes.transplant import FOLLOW
 from groundthink.records import ProbeResult, Proportion
-from groundthink.tasks.kv_recall import KvRecall
 
 MIXER = "mixer"
 INPUTS = ("hook_k", "hook_v", "hook_log_decay", "hook_beta")
@@ -116,55 +115,41 @@ def resume_split(model: Model, mine: Snapshot, theirs: Snapshot, rest: Tensor, *
         return model.resume(own, rest)[0]
 
 
-def reader_transplanted(
-    model: Model, recipients: Questions, giver: Questions, *, at: int
-) -> tuple[tuple[ReaderTransplanted, ...], float, float]:
+def reader_transplanted(prefilled: Prefilled, kind: str) -> tuple[tuple[ReaderTransplanted, ...], float, float]:
     """Donate to one side at a time. Returns the outcomes, the sham control's largest change, and what it may be.
 
     The sham splits the memory into two equal ones: that must change nothing.
     """
-    n, right, sham, allowed = len(recipients), 0, 0.0, 0.0
-    counts = {side: [0, 0] for side in SIDES}
-    step = rows_per_pass(model, recipients.prompts.shape[1])
-    with mode(model, training=False), torch.no_grad():
-        for start in range(0, n, step):
-            rows = slice(start, start + step)
-            prompts, answers = recipients.prompts[rows].to(device_of(model)), recipients.answers[rows]
-            rest = prompts[:, at:]
-            mine = model.prefill(prompts[:, :at])[1]
-            theirs = model.prefill(giver.prompts[rows, :at].to(prompts.device))[1]
-            base = model.resume(mine, rest)[0][:, -1]
-            right += int((top(base) == answers).sum())
-            for side in SIDES:
-                said = top(resume_split(model, mine, theirs, rest, side=side)[:, -1])
-                counts[side][0] += int((said == giver.answers[rows]).sum())
-                counts[side][1] += int((said == answers).sum())
-            if not start:
-                sham = gap(resume_split(model, mine, mine, rest, side="readers")[:, -1], base)
-                allowed = exactness(base)
-    accuracy = Proportion(right, n)
-    done = (ReaderTransplanted(s, accuracy, Proportion(f, n), Proportion(k, n)) for s, (f, k) in counts.items())
-    return tuple(done), sham, allowed
+    theirs, mine = prefilled.donors(kind).answers, prefilled.questions.answers
+    done = []
+    for side in SIDES:
+
+        def donate(block: Block, side: str = side) -> Tensor:
+            logits = resume_split(block.model, block.mine, block.snapshot(kind), block.rest, side=side)
+            return top(logits[:, -1])
+
+        said = prefilled.said(f"{side}/{kind}", donate)
+        follow, keep = prefilled.share(said, theirs), prefilled.share(said, mine)
+        done.append(ReaderTransplanted(side, prefilled.accuracy(), follow, keep))
+
+    def sham(block: Block) -> tuple[float, float]:
+        base = block.after(block.mine)
+        twice = resume_split(block.model, block.mine, block.mine, block.rest, side="readers")[:, -1]
+        return gap(twice, base), exactness(base)
+
+    return (tuple(done), *prefilled.map(sham, 1)[0])
 
 
-def reader_rows(
-    model: Model, task: KvRecall, questions: Questions, *, horizon: int, seed: int
-) -> tuple[ProbeResult, ...]:
+def reader_rows(prefilled: Prefilled) -> tuple[ProbeResult, ...]:
     """The reader transplant as records: `readers/follow` passes if later layers alone carry the recall.
 
     Args:
-        model: the model.
-        task: of the questions; makes the donors.
-        questions: at a distance that leaves room for the boundary.
-        horizon: R.
-        seed: of the donors.
+        prefilled: the questions, with donors of the kind `deranged`.
     """
-    if not layers_with(model, S_READ):
+    if not layers_with(prefilled.model, S_READ):
         return (ProbeResult("readers/none", 0.0, "info", "No later layer reads a memory: the writers do it alone."),)
-    at = boundary(questions, horizon)
-    done, sham, allowed = reader_transplanted(
-        model, questions, donors(task, questions, kind="deranged", seed=seed), at=at
-    )
+    questions, at = prefilled.questions, prefilled.at
+    done, sham, allowed = reader_transplanted(prefilled, "deranged")
     rows, chance = [], questions.chance["in_context"]
     for found in done:
         who = {"readers": "the reads of later layers", "writer": "the writers' own reads"}[found.side]

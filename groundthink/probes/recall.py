@@ -12,7 +12,7 @@ from torch import Tensor
 from groundthink.errors import TaskError
 from groundthink.probes.face import Model, device_of, mode
 from groundthink.records import ProbeResult, Proportion
-from groundthink.tasks import Episode, Query
+from groundthink.tasks import Episode, Query, Task
 from groundthink.tasks.kv_recall import KvRecall
 
 RECALL = 0.90  # what the lower bound of recall has to reach
@@ -91,7 +91,7 @@ class Recalled:
 
 
 def ask(
-    task: KvRecall, *, n: int, seed: int, split: str = "test", accept: Callable[[Query], bool] | None = None
+    task: Task, *, n: int, seed: int, split: str = "test", accept: Callable[[Query], bool] | None = None
 ) -> Questions:
     """The first `n` one-query episodes of a task under a seed, or the first whose query is accepted.
 

@@ -86,6 +86,28 @@ class Paired:
         return (b - c) / n, math.sqrt(b + c - (b - c) ** 2 / n) / n
 
 
+def at_least(hits: int, n: int, rate: float) -> float:
+    """Exact P(X >= hits) of n trials at this rate: small means that the true rate is higher.
+
+    Raises:
+        DataError: counts that do not add up, or a rate that is none.
+    """
+    if not 0 <= hits <= n or not 0 <= rate <= 1:
+        raise DataError(f"{hits} of {n} at a rate of {rate}")
+    if hits == 0 or rate == 1:
+        return 1.0
+    if rate == 0:
+        return 0.0
+    whole, odds = math.lgamma(n + 1) + n * math.log1p(-rate), math.log(rate) - math.log1p(-rate)
+    logs = [whole - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * odds for k in range(hits, n + 1)]
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def at_most(hits: int, n: int, rate: float) -> float:
+    """Exact P(X <= hits) of n trials at this rate: small means that the true rate is lower."""
+    return at_least(n - hits, n, 1 - rate)
+
+
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Adjusted p by name, in the order given: to be held against alpha as if there were one test (Holm 1979).
 

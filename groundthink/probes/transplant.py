@@ -1,48 +1,36 @@
-"""Donor transplant: put another episode's memory in; does the answer follow it, or keep what was read before?
+"""Where a memory is transplanted, and whose: the boundary t* and the donors.
 
-The donor's prompt has the same keys, positions and filler, but other values (`values`), or the same values bound to
-other keys (`deranged`: cues about the *set* of values do not help). The boundary t* lies more than R filler tokens
-after the last pair, so that no window or convolution holds anything of a pair directly, and at least R tokens before
-the question, so that what they do hold (traces that the recipient's memory left) is gone when the answer is given.
+The donor's prompt has the same keys, positions and filler, but other values (`values`), the same values bound to other
+keys (`deranged`: cues about the *set* of values do not help), or one other value (`one_key`). The boundary t* lies more
+than R filler tokens after the last pair, so that no window or convolution holds anything of a pair directly, and at
+least R tokens before the question, so that what they do hold (traces that the recipient's memory left) is gone when
+the answer is given.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from groundthink.errors import TaskError
-from groundthink.model import Snapshot
-from groundthink.probes.face import Model, derived_seed, device_of, exactness, gap, mode, tolerance_of
-from groundthink.probes.intervention import EVERYTHING, Intervention, carriers
+from groundthink.probes.face import Model, derived_seed, exactness, gap, tolerance_of
+from groundthink.probes.intervention import EVERYTHING
 from groundthink.probes.interventions import Transplant
-from groundthink.probes.recall import Questions, rows_per_pass, top
-from groundthink.records import ProbeResult, Proportion
+from groundthink.probes.prefilled import Block, Prefilled
+from groundthink.probes.recall import Questions
 from groundthink.tasks.kv_recall import KvRecall
 
-KINDS = ("values", "deranged")
+KINDS = ("values", "deranged", "one_key")
+WHO = {
+    "values": "other values",
+    "deranged": "the same values on other keys",
+    "one_key": "another value on the asked key alone",
+}
 FOLLOW = 0.80  # share of the recipient's accuracy that the follow rate's lower bound has to reach
 KEEP = 0.03  # what the keep rate's upper bound may exceed chance by
-
-
-@dataclasses.dataclass(frozen=True)
-class Transplanted:
-    """What one kind of donor did.
-
-    Attributes:
-        kind: of the donors.
-        accuracy: of the recipients, untouched, across the same boundary.
-        follow: answers that are the donor's value.
-        keep: answers that are still the recipient's value.
-    """
-
-    kind: str
-    accuracy: Proportion
-    follow: Proportion
-    keep: Proportion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +58,8 @@ def least_distance(horizon: int) -> int:
 
 
 def boundary(questions: Questions, horizon: int) -> int:
-    """t*: the middle of the places that are beyond R after the last pair and R before the question.
+    """t*: the last place that is R before the question, if it is beyond R after the last pair. The later it lies, the
+    less there is to read again for every arm.
 
     Raises:
         TaskError: there is no such place.
@@ -87,7 +76,7 @@ def boundary(questions: Questions, horizon: int) -> int:
             where="transplant",
             fix=f"ask at a distance of at least {least_distance(horizon)}",
         )
-    return (low + high) // 2
+    return high
 
 
 def donors(task: KvRecall, questions: Questions, *, kind: str, seed: int) -> Questions:
@@ -99,139 +88,46 @@ def donors(task: KvRecall, questions: Questions, *, kind: str, seed: int) -> Que
     return Questions.of(found, questions.chance)
 
 
-def transplanted(
+def at_boundary(
     model: Model,
-    recipients: Questions,
-    givers: dict[str, Questions],
+    task: KvRecall,
+    questions: Questions,
     *,
-    at: int,
-    intervention: Intervention | None = None,
-) -> tuple[tuple[Transplanted, ...], Controls]:
-    """Prefill to `at` once for recipients and once for each kind of donor, swap, resume, count.
-
-    Args:
-        model: the model.
-        recipients: the questions.
-        givers: donors by kind, row by row those of the recipients.
-        at: the boundary t*.
-        intervention: what is swapped; None means the memories of all layers.
+    horizon: int,
+    seed: int,
+    tick: Callable[[], None] | None = None,
+) -> Prefilled:
+    """Questions read up to their boundary, with donors of every kind.
 
     Raises:
-        StateError: the model carries nothing of that name.
-        TaskError: a donor differs from its recipient after the boundary.
+        TaskError: there is no room for a boundary.
     """
-    swap = Transplant() if intervention is None else intervention
-    counts = {kind: [0, 0] for kind in givers}
-    right, controls = 0, None
-    device, n = device_of(model), len(recipients)
-    for kind, giver in givers.items():
-        if not torch.equal(giver.prompts[:, at:], recipients.prompts[:, at:]):
-            raise TaskError("donors differ from their recipients after the boundary", where=f"donors {kind}")
-    step = rows_per_pass(model, recipients.prompts.shape[1])
-    with mode(model, training=False), torch.no_grad():
-        for start in range(0, n, step):
-            rows = slice(start, start + step)
-            prompts, answers = recipients.prompts[rows].to(device), recipients.answers[rows]
-            rest = prompts[:, at:]
-            mine = model.prefill(prompts[:, :at])[1]
-            base = model.resume(mine, rest)[0][:, -1]
-            right += int((top(base) == answers).sum())
-            for kind, giver in givers.items():
-                theirs = model.prefill(giver.prompts[rows, :at].to(device))[1]
-                said = top(model.resume(swap(mine, theirs), rest)[0][:, -1])
-                counts[kind][0] += int((said == giver.answers[rows]).sum())
-                counts[kind][1] += int((said == answers).sum())
-                if controls is None:  # exactness needs no statistics: the first rows of the first kind will do
-                    whole = model.prefill(giver.prompts[rows].to(device))[0][:, -1]
-                    controls = _controls(model, swap, mine, theirs, rest, base, whole)
-    assert controls is not None
-    accuracy = Proportion(right, n)
-    done = tuple(Transplanted(k, accuracy, Proportion(f, n), Proportion(s, n)) for k, (f, s) in counts.items())
-    return done, controls
+
+    def giver(kind: str) -> Questions:
+        return donors(task, questions, kind=kind, seed=seed)
+
+    return Prefilled(model, questions, at=boundary(questions, horizon), giver=giver, tick=tick)
 
 
-def transplant_rows(
-    model: Model, task: KvRecall, questions: Questions, *, horizon: int, seed: int, required: bool = True
-) -> tuple[ProbeResult, ...]:
-    """The causal test as records: follow and keep for each kind of donor, and the two controls.
+def controls(prefilled: Prefilled, kind: str) -> Controls:
+    """Sham and completeness, on the first block: exactness needs no statistics."""
 
-    Args:
-        model: the model.
-        task: of the questions; makes the donors.
-        questions: at a distance that leaves room for the boundary.
-        horizon: R.
-        seed: of the donors.
-        required: whether the rows are judged; else they are information (the controls always are).
-    """
-    at = boundary(questions, horizon)
-    probe = model.prefill(questions.prompts[:1, :1].to(device_of(model)))[1]
-    if not carriers(probe):
-        meaning = "No layer carries a memory, so there is none to transplant."
-        return (ProbeResult("transplant/none", 0.0, "info", meaning),)
-    givers = {kind: donors(task, questions, kind=kind, seed=seed) for kind in KINDS}
-    done, controls = transplanted(model, questions, givers, at=at)
-    rows: list[ProbeResult] = []
-    for outcome in done:
-        rows += _rows(outcome, questions.chance["in_context"], at, carriers(probe), required)
-    sham = ProbeResult(
-        "transplant/sham",
-        controls.sham,
-        "pass" if controls.sham <= controls.allowed else "fail",
-        f"Replacing the memory by itself moves a logit by at most {controls.sham:.3g}.",
-        threshold=controls.allowed,
-    )
-    passed = controls.complete <= controls.allowed and controls.whole <= controls.tolerance
-    complete = ProbeResult(
-        "transplant/complete",
-        controls.complete,
-        "pass" if passed else "fail",
-        f"Swapping everything the model carries is running the donor's prompt, but for {controls.complete:.3g}"
-        f" ({controls.whole:.2g} of the largest logit against reading it in one go).",
-        threshold=controls.allowed,
-        details={"against_whole": controls.whole, "tolerance": controls.tolerance},
-    )
-    return (*rows, sham, complete)
+    def measure(block: Block) -> Controls:
+        mine, theirs = block.mine, block.snapshot(kind)
+        base = block.after(mine)
+        sham = block.after(Transplant()(mine, mine))
+        swapped = block.after(Transplant(what=EVERYTHING)(mine, theirs))
+        resumed = block.after(theirs)
+        whole = block.model.prefill(block.text(kind)[:1])[0][:, -1]
+        scale = float(whole.abs().max()) or 1.0
+        return Controls(
+            gap(sham, base), gap(swapped, resumed), gap(swapped[:1], whole) / scale, exactness(base), tolerance_of(base)
+        )
+
+    return prefilled.map(measure, 1)[0]
 
 
-def _rows(
-    outcome: Transplanted, chance: float, at: int, layers: tuple[int, ...], required: bool
-) -> tuple[ProbeResult, ProbeResult]:
-    follow, keep, accuracy = outcome.follow, outcome.keep, outcome.accuracy
-    who = {"values": "other values", "deranged": "the same values on other keys"}[outcome.kind]
-    details = {
-        "accuracy": accuracy.as_dict(),
-        "share": follow.rate / accuracy.rate if accuracy.hits else 0.0,
-        "boundary": at,
-        "layers": list(layers),
-    }
-    # Where there is no recall, 0.8 x accuracy asks for nothing: following must beat chance besides.
-    followed = follow.low >= FOLLOW * accuracy.rate and follow.low > chance
-
-    def judged(passed: bool) -> str:
-        return ("pass" if passed else "fail") if required else "info"
-
-    return (
-        ProbeResult(
-            f"follow/{outcome.kind}", follow.rate, judged(followed),
-            f"With the memory of an episode that has {who}, the answer is the donor's in {follow}.",
-            low=follow.low, high=follow.high, n=follow.n, chance=chance, threshold=FOLLOW * accuracy.rate,
-            details=details,
-        ),
-        ProbeResult(
-            f"keep/{outcome.kind}", keep.rate, judged(keep.high <= chance + KEEP),
-            f"With the memory of an episode that has {who}, the answer is still the old one in {keep}.",
-            low=keep.low, high=keep.high, n=keep.n, chance=chance, threshold=chance + KEEP, details=details,
-        ),
-    )  # fmt: skip
-
-
-def _controls(
-    model: Model, swap: Intervention, mine: Snapshot, theirs: Snapshot, rest: Tensor, base: Tensor, whole: Tensor
-) -> Controls:
-    sham = model.resume(swap(mine, mine), rest)[0][:, -1]
-    swapped = model.resume(Transplant(what=EVERYTHING)(mine, theirs), rest)[0][:, -1]
-    resumed = model.resume(theirs, rest)[0][:, -1]
-    scale = float(whole.abs().max()) or 1.0
-    return Controls(
-        gap(sham, base), gap(swapped, resumed), gap(swapped, whole) / scale, exactness(base), tolerance_of(base)
-    )
+def swapped(prefilled: Prefilled, kind: str, name: str = "S", swap: Transplant | None = None) -> torch.Tensor:
+    """The answers [n] after a swap with a kind of donor; by default of the memories of all layers."""
+    chosen = Transplant() if swap is None else swap
+    return prefilled.said(f"{name}/{kind}", lambda block: block.said(chosen(block.mine, block.snapshot(kind))))

@@ -79,6 +79,7 @@ def run_demo(
     seed: int = 0,
     n: int = 400,
     overrides: Sequence[str] = (),
+    rows: str = "core",
     display: Callable[[str, TrainConfig], Any],
     on_stage: Callable[[str], None],
 ) -> Certificate | Stopped:
@@ -89,6 +90,7 @@ def run_demo(
         seed: of data, parameters and episodes.
         n: episodes behind each figure of the certificate.
         overrides: changes to the recipe, as for `load_recipe`.
+        rows: of the certificate, `core` or `full`.
         display: (name, config) -> context manager with `on_event`, shown while that model trains.
         on_stage: hears one line when a stage begins.
 
@@ -106,7 +108,7 @@ def run_demo(
             return Stopped(result)
         assert isinstance(result.model, HybridForCausalLM)
         models["model" if place == "." else Path(place).name] = result.model.cpu()
-    return _prove(folder, models, seed=seed, n=n, on_stage=on_stage)
+    return _prove(folder, models, seed=seed, n=n, rows=rows, on_stage=on_stage)
 
 
 def _train(config: TrainConfig, folder: Path, on_event: OnEvent) -> TrainResult:
@@ -115,7 +117,13 @@ def _train(config: TrainConfig, folder: Path, on_event: OnEvent) -> TrainResult:
 
 
 def _prove(
-    folder: Path, models: dict[str, HybridForCausalLM], *, seed: int, n: int, on_stage: Callable[[str], None]
+    folder: Path,
+    models: dict[str, HybridForCausalLM],
+    *,
+    seed: int,
+    n: int,
+    rows: str,
+    on_stage: Callable[[str], None],
 ) -> Certificate:
     """Every record of the trained models; the certificate last, so that its file means the rest is there."""
     recipe = Recipe(load_recipe(folder / "config.yaml"))
@@ -133,7 +141,8 @@ def _prove(
         n_pairs=tasks["kv_recall"].n_pairs,  # type: ignore[attr-defined]
         n=n,
         seed=seed,
-        twins=twins,
+        twin=twins,
+        rows=rows,
         language=row,
     )
     on_stage("drawing recall against distance, needles, gates and a sample")
@@ -229,8 +238,8 @@ def summary(certificate: Certificate, language: dict[str, Any], models: dict[str
         answer("Do later tokens change earlier logits?", "causality/suffix", worst),
         answer("Do whole, split, stepwise and resumed runs agree?", "parity", "relative difference {value:.1e}"),
         *(answer(f"Recall of 16 pairs at {d}", f"recall@{d}") for d in ("R+1", "2R", "8R")),
-        answer("Answers follow another episode's memory", "follow/values"),
-        answer("Old answers stay in spite of it", "keep/values"),
+        answer("Answers follow another episode's memory", "follow/values@8R"),
+        answer("Old answers stay in spite of it", "keep/values@8R"),
         answer("Recall at 8R, S reads cut", "recall@8R/S-reads-cut"),
         answer("Recall at 8R, G's own reads cut", "recall@8R/own-reads-cut"),
         answer("Recall at 8R, no-read twin", f"recall@8R/twin:{NO_READ}"),

@@ -294,8 +294,8 @@ def test_certify_says_its_verdict_and_leaves_with_its_code(
         (folder / "config.json").write_text("{}")
     seen: dict[str, Any] = {}
 
-    def certify(model: Any, *, vocabulary: Any, n_pairs: int, twins: dict[str, Any], n: int, seed: int) -> Any:
-        seen.update(model=model, task=(vocabulary, n_pairs), twins=twins, n=n, seed=seed)
+    def certify(model: Any, twin: Any, *, vocabulary: Any, n_pairs: int, n: int, seed: int, rows: str) -> Any:
+        seen.update(model=model, task=(vocabulary, n_pairs), twins=twin, n=n, seed=seed)
         return certificate(verdict)
 
     stand_in(monkeypatch, "training", load=lambda folder: f"model of {folder.name}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from groundthink.errors import StateError, TaskError
 from groundthink.model import HybridForCausalLM
-from groundthink.probes import ask, certify, recall, result_json, verdict_of
+from groundthink.probes import ask, certify, judge, recall, result_json
 from groundthink.probes.transplant import boundary, least_distance
 from groundthink.records import Certificate, ProbeResult, certificate_from_dict
 from groundthink.tasks import Vocabulary
@@ -23,7 +23,8 @@ N = 60  # the lower Wilson bound of 60 of 60 is 0.94, the upper one of 0 is 0.06
 
 
 def certified(model: object, vocabulary: Vocabulary, **options: object) -> Certificate:
-    return certify(model, vocabulary=vocabulary, n=N, **options)  # type: ignore[arg-type]
+    chosen = {"rows": "core", **options}
+    return certify(model, vocabulary=vocabulary, n=N, **chosen)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -55,9 +56,9 @@ def test_the_rows_of_a_certified_model(oracle: Callable, vocabulary: Vocabulary)
     found = certified(
         oracle("memory"),
         vocabulary,
-        twins={"window-only": oracle("blind", horizon=15), "no-read": oracle("memory")},
+        twin={"window-only": oracle("blind", horizon=15), "no-read": oracle("memory")},
         language={"difference": -0.01, "low": -0.02, "high": 0.0, "n": 30, "against": "no-read"},
-        on_event=lambda kind, row: heard.append(f"{kind} {row['name']}"),
+        on_event=lambda kind, row: heard.append(f"{kind} {row['name']}") if kind == "probe" else None,
     )
     assert found.verdict == "CERTIFIED", found.sentence
     assert found.horizon == 15, "the larger one"
@@ -73,9 +74,9 @@ def test_the_rows_of_a_certified_model(oracle: Callable, vocabulary: Vocabulary)
     assert found.result("recall@8R").details["chance"] == {
         "vocabulary": 1 / vocabulary.size, "value_range": 1 / 64, "in_context": 1 / 16,
     }  # fmt: skip
-    assert found.result("follow/values").value == found.result("follow/deranged").value == 1
-    assert found.result("keep/values").value == found.result("keep/deranged").value == 0
-    assert found.result("transplant/sham").value == found.result("transplant/complete").value == 0
+    assert found.result("follow/values@8R").value == found.result("follow/deranged@8R").value == 1
+    assert found.result("keep/values@8R").value == found.result("keep/deranged@8R").value == 0
+    assert found.result("transplant/sham@8R").value == found.result("transplant/complete@8R").value == 0
     assert found.result("harness/window-only@8R").verdict == "pass"
     assert found.result("language/no-read").verdict == "pass"
     assert "window-only twin 0.000" in found.sentence
@@ -90,7 +91,7 @@ def test_a_rerun_is_the_same_to_the_byte(oracle: Callable, vocabulary: Vocabular
 
 
 def test_a_blind_twin_that_recalls_breaks_the_harness(oracle: Callable, vocabulary: Vocabulary) -> None:
-    found = certified(oracle("memory"), vocabulary, twins={"window-only": oracle("no_memory")})
+    found = certified(oracle("memory"), vocabulary, twin={"window-only": oracle("no_memory")})
     assert found.verdict == "INVALID"
     assert "must be at chance" in found.sentence
 
@@ -99,7 +100,7 @@ def test_the_larger_horizon_counts(oracle: Callable, vocabulary: Vocabulary) -> 
     found = certified(
         oracle("memory"),
         vocabulary,
-        twins={"wide": oracle("memory", horizon=9), "full": oracle("memory", horizon=math.inf)},
+        twin={"wide": oracle("memory", horizon=9), "full": oracle("memory", horizon=math.inf)},
     )
     assert found.horizon == 9
     assert 10 <= found.result("recall@R+1").details["distances"]["least"] < 20
@@ -116,10 +117,10 @@ def test_without_a_horizon_nothing_is_proven(oracle: Callable, vocabulary: Vocab
 
 def test_an_untrained_hybrid_fails_the_task(hybrid: Callable, vocabulary: Vocabulary) -> None:
     model = hybrid("GS")
-    found = certified(model, vocabulary, twins={"no-read": hybrid("GA")})
+    found = certified(model, vocabulary, twin={"no-read": hybrid("GA")})
     assert found.verdict == "TASK-FAIL", found.sentence
     assert found.result("causality/suffix").value == 0
-    assert found.result("transplant/sham").verdict == found.result("transplant/complete").verdict == "pass"
+    assert found.result("transplant/sham@8R").verdict == found.result("transplant/complete@8R").verdict == "pass"
     names = {row.name for row in found.results}
     for arm in ("", "/S-reads-cut", "/own-reads-cut", "/twin:no-read"):
         assert {f"recall@{point}{arm}" for point in ("near", "R+1", "2R", "8R")} <= names
@@ -229,7 +230,7 @@ def row(name: str, rate: float, verdict: str = "pass", **details: object) -> Pro
 
 GOOD = [
     row("causality/suffix", 0.0), row("parity", 0.0), row("recall@near", 1.0), row("recall@R+1", 1.0),
-    row("recall@2R", 1.0), row("recall@8R", 1.0), row("follow/values", 1.0), row("keep/values", 0.0),
+    row("recall@2R", 1.0), row("recall@8R", 1.0), row("follow/values@8R", 1.0), row("keep/values@8R", 0.0),
 ]  # fmt: skip
 
 
@@ -238,22 +239,22 @@ GOOD = [
     [
         ([], "CERTIFIED"),
         ([row("parity", 0.1, "fail")], "INVALID"),
-        ([row("transplant/complete", 0.1, "fail")], "INVALID"),
+        ([row("transplant/complete@8R", 0.1, "fail")], "INVALID"),
         ([row("parity", 0.1, "fail"), row("recall@near", 0.1, "fail")], "INVALID"),
         ([row("recall@near", 0.5, "fail"), row("recall@8R", 0.1, "fail")], "TASK-FAIL"),
         ([row("recall@8R", 0.08, "fail")], "NOT-PROVEN"),
         ([row("recall@2R", 0.85, "fail")], "PARTIAL"),
-        ([row("follow/values", 0.5, "fail"), row("keep/values", 0.5, "fail")], "PARTIAL"),
-        ([row("follow/values", 0.05, "fail"), row("keep/values", 0.95, "fail")], "REFUTED"),
-        ([row("follow/values", 0.05, "fail"), row("keep/values", 0.05)], "NOT-PROVEN"),
+        ([row("follow/values@8R", 0.5, "fail"), row("keep/values@8R", 0.5, "fail")], "PARTIAL"),
+        ([row("follow/values@8R", 0.05, "fail"), row("keep/values@8R", 0.95, "fail")], "REFUTED"),
+        ([row("follow/values@8R", 0.05, "fail"), row("keep/values@8R", 0.05)], "NOT-PROVEN"),
     ],
 )
 def test_the_logic_of_verdicts(changes: list[ProbeResult], verdict: str) -> None:
     rows = {r.name: r for r in [*GOOD, *changes]}
-    assert verdict_of(list(rows.values()), finite=True)[0] == verdict
-    assert verdict_of(list(rows.values()), finite=False)[0] in ("INVALID", "TASK-FAIL", "NOT-PROVEN")
+    assert judge(list(rows.values()), finite=True).verdict == verdict
+    assert judge(list(rows.values()), finite=False).verdict in ("INVALID", "TASK-FAIL", "NOT-PROVEN")
 
 
 @pytest.mark.parametrize("missing", [r.name for r in GOOD if r.name.startswith(("recall", "follow"))])
 def test_a_missing_row_never_certifies(missing: str) -> None:
-    assert verdict_of([r for r in GOOD if r.name != missing], finite=True)[0] != "CERTIFIED"
+    assert judge([r for r in GOOD if r.name != missing], finite=True).verdict != "CERTIFIED"

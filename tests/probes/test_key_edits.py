@@ -15,7 +15,8 @@ from groundthink.layers import freeze
 from groundthink.model import Snapshot
 from groundthink.probes import Erase, Questions, Rewrite, ask
 from groundthink.probes.key_edits import edited, erase_rows, other_questions, rewrite_rows, write_keys
-from groundthink.probes.transplant import boundary, donors, least_distance
+from groundthink.probes.prefilled import Prefilled
+from groundthink.probes.transplant import at_boundary, boundary, donors, least_distance
 from groundthink.records import ProbeResult, to_json
 from groundthink.tasks import Vocabulary
 from groundthink.tasks.kv_recall import KvRecall
@@ -86,8 +87,8 @@ def questions(task: KvRecall) -> Questions:
 def rows_of(kind: str, task: KvRecall, questions: Questions) -> dict[str, ProbeResult]:
     model = Associative(kind, task.vocabulary)
     found = (
-        *rewrite_rows(model, task, questions, horizon=HORIZON, seed=3),
-        *erase_rows(model, questions, horizon=HORIZON, seed=3),
+        *rewrite_rows(at_boundary(model, task, questions, horizon=HORIZON, seed=3), seed=3),
+        *erase_rows(at_boundary(model, task, questions, horizon=HORIZON, seed=3), seed=3),
     )
     assert not model.block.mixer.hook_k._forward_hooks
     return {row.name: row for row in found}
@@ -145,8 +146,9 @@ def test_real_hybrids_are_edited(hybrid, task: KvRecall) -> None:  # type: ignor
     """An untrained one recalls nothing, so it fails, but every tensor fits, and nothing is left behind."""
     questions = ask(task, n=6, seed=1)
     model = hybrid("GGS")
-    follow, _ = rewrite_rows(model, task, questions, horizon=HORIZON, seed=3)
-    target, _ = erase_rows(model, questions, horizon=HORIZON, seed=3, edit=Erase(layers=(1,), heads=(0,)))
+    prefilled = at_boundary(model, task, questions, horizon=HORIZON, seed=3)
+    follow, _ = rewrite_rows(prefilled, seed=3)
+    target, _ = erase_rows(prefilled, seed=3, edit=Erase(layers=(1,), heads=(0,)))
     assert follow.verdict == target.verdict == "fail"
     assert target.details["heads"] == (0,)
     assert not any(module._forward_hooks for module in model.modules())
@@ -156,15 +158,17 @@ def test_bad_input_is_one_line(hybrid, task: KvRecall, questions: Questions) -> 
     at = boundary(questions, HORIZON)
     honest = Associative("memory", task.vocabulary)
     with pytest.raises(StateError, match="no layer writes"):
-        edited(hybrid("A"), questions, Erase(), at=at)
+        edited(Prefilled(hybrid("A"), questions, at=at), Erase())
     with pytest.raises(ConfigError, match="layer 1 has no"):
-        edited(hybrid("GS"), questions, Erase(layers=(1,)), at=at)
+        edited(Prefilled(hybrid("GS"), questions, at=at), Erase(layers=(1,)))
     with pytest.raises(TaskError, match="before the pair"):
-        edited(honest, questions, Erase(), at=2)  # type: ignore[arg-type]
+        edited(Prefilled(honest, questions, at=2), Erase())  # type: ignore[arg-type]
     with pytest.raises(StateError, match="either a donor or values"):
-        edited(honest, questions, Rewrite(), at=at)  # type: ignore[arg-type]
-    giver = donors(task, ask(task, n=N, seed=9), kind="one_key", seed=1)
+        edited(Prefilled(honest, questions, at=at), Rewrite())  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match="there are no donors"):
+        edited(Prefilled(honest, questions, at=at), Rewrite(), giver="one_key")  # type: ignore[arg-type]
+    others = donors(task, ask(task, n=N, seed=9), kind="one_key", seed=1)
     with pytest.raises(TaskError, match="after the boundary"):
-        edited(honest, questions, Rewrite(), at=at, giver=giver)  # type: ignore[arg-type]
+        edited(Prefilled(honest, questions, at=at, giver=lambda kind: others), Rewrite(), giver="one_key")  # type: ignore[arg-type]
     with pytest.raises(TaskError, match="another one"):
         other_questions(ask(task.with_options(n_pairs=1), n=2, seed=1), seed=0)

@@ -12,7 +12,7 @@ from groundthink.errors import ConfigError, StateError
 from groundthink.model import HybridForCausalLM, Snapshot
 from groundthink.probes import ask, cut_own_reads, cut_reads, transplant
 from groundthink.probes.readers import reader_rows, resume_split, second_memory
-from groundthink.probes.transplant import least_distance
+from groundthink.probes.transplant import at_boundary, donors, least_distance
 from groundthink.tasks import Vocabulary
 from groundthink.tasks.kv_recall import KvRecall
 
@@ -97,13 +97,13 @@ def test_the_second_memory_is_carried_on(hybrid: Hybrid) -> None:
 def test_rows(hybrid: Hybrid, vocabulary: Vocabulary) -> None:
     task = KvRecall(vocabulary, n_pairs=4, distance=f"fixed:{least_distance(18)}")
     questions = ask(task, n=8, seed=1)
-    rows = {row.name: row for row in reader_rows(hybrid("GS"), task, questions, horizon=18, seed=2)}
+    rows = {row.name: row for row in reader_rows(at_boundary(hybrid("GS"), task, questions, horizon=18, seed=2))}
     assert list(rows) == ["readers/follow", "writer/follow", "readers/sham"]
     assert rows["readers/sham"].value == 0
     assert rows["readers/sham"].verdict == "pass"
     assert rows["readers/follow"].verdict == "fail", "an untrained model recalls nothing"
     assert rows["writer/follow"].verdict == "info"
-    (none,) = reader_rows(hybrid("GA"), task, questions, horizon=18, seed=2)
+    (none,) = reader_rows(at_boundary(hybrid("GA"), task, questions, horizon=18, seed=2))
     assert none.name == "readers/none"
 
 
@@ -115,9 +115,9 @@ def test_the_writers_read_does_not_pass_as_a_later_one(
     from groundthink.probes import readers
 
     task = KvRecall(vocabulary, n_pairs=4, distance=f"fixed:{least_distance(18)}")
-    questions = ask(task, n=40, seed=1)
+    questions = ask(task, n=32, seed=1)
     model = hybrid("GS")
-    given = readers.donors(task, questions, kind="deranged", seed=2)
+    given = donors(task, questions, kind="deranged", seed=2)
     right = {"mine": questions.answers, "theirs": given.answers}
 
     def perfect(_model: object, mine: Snapshot, theirs: Snapshot, rest: Tensor, *, side: str) -> Tensor:
@@ -129,7 +129,7 @@ def test_the_writers_read_does_not_pass_as_a_later_one(
 
     monkeypatch.setattr(readers, "resume_split", perfect)
     monkeypatch.setattr(model, "resume", lambda mine, rest: (perfect(model, mine, mine, rest, side="readers"), mine))
-    rows = {row.name: row for row in reader_rows(model, task, questions, horizon=18, seed=2)}
+    rows = {row.name: row for row in reader_rows(at_boundary(model, task, questions, horizon=18, seed=2))}
     assert (rows["readers/follow"].value, rows["writer/follow"].value) == (
         (1, 0) if answers == "later layer" else (0, 1)
     )
