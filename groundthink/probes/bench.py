@@ -14,7 +14,7 @@ from torch import Tensor
 from groundthink.errors import ConfigError, TaskError
 from groundthink.probes.face import Model, derived_seed
 from groundthink.probes.prefilled import Prefilled
-from groundthink.probes.recall import Questions, ask, ask_near
+from groundthink.probes.recall import Questions, answers_of, ask, ask_near
 from groundthink.probes.text_needles import ask_needles, needle_prefilled
 from groundthink.probes.transplant import at_boundary, least_distance
 from groundthink.tasks import Vocabulary
@@ -117,6 +117,15 @@ class Bench:
             else:
                 found = at_boundary(self.model, self.task, questions, horizon=self.horizon, seed=self.seed, tick=tick)
             self.kept[name] = found
+        return self.kept[name]
+
+    def said(self, point: Point) -> Tensor:
+        """The answers [n] at a point; across the boundary where there is one, so that it is read only once."""
+        name = f"said {point.name}"
+        if name not in self.kept:
+            self.kept[name] = (
+                self.prefilled(point).base() if point.cut else answers_of(self.model, self.asked(point).prompts)
+            )
         return self.kept[name]
 
     def forget(self, point: Point) -> None:

@@ -102,7 +102,11 @@ def all_rows(bench: Bench, rows: Sequence[Row]) -> Iterator[ProbeResult]:
     understood = True
     first = [row for row in rows if not row.each]
     later = [row for row in rows if row.each]
+    held: Point | None = None
     for row, point in order(first, later, bench.points):
+        if held is not None and held is not point and held is not bench.shortest:
+            bench.forget(held)
+        held = point
         if not understood and not row.core:
             yield not_run(_label(row, point), "the task is not understood")
             continue

@@ -134,6 +134,8 @@ class Prefilled:
         self._givers: dict[str, Questions] = {}
         self._said: dict[str, Tensor] = {}
         rows, segment = block_shape(model, length)
+        if rows > 2 and len(questions) % rows == 1:
+            rows -= 1  # a block of one row has nobody to shuffle with
         self.blocks = [
             Block(
                 model, slice(start, min(start + rows, len(questions))),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from groundthink.probes.bench import Bench, Point
-from groundthink.probes.recall import RECALL, Questions, Recalled, classify, recall, recall_row
+from groundthink.probes.recall import RECALL, classify, recall, recall_row
 from groundthink.probes.row import Row
 from groundthink.probes.statistics import at_least
 from groundthink.records import ProbeResult
@@ -26,7 +26,7 @@ def run_far(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
     """B1 at one point. Where memories are transplanted, the answers are those across the boundary."""
     assert point is not None
     questions = bench.asked(point)
-    found = answered(bench, point, questions)
+    found = classify(bench.said(point), questions)
     row = recall_row(f"recall@{point.name}", found, questions, at_least=GRADE_A if bench.finite else None)
     right = row.low or 0.0
     chance = max(questions.chance.values())
@@ -38,7 +38,7 @@ def run_far(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
 def run_confusion(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
     """B5: of the answers that are stored values, are more than half the right one?"""
     assert point is not None
-    found = answered(bench, point, bench.asked(point))
+    found = classify(bench.said(point), bench.asked(point))
     stored = found.right.hits + found.other_in_context
     p = at_least(found.right.hits, stored, 0.5) if stored else 1.0
     passed = found.right.hits > found.other_in_context and p <= 0.05
@@ -49,16 +49,6 @@ def run_confusion(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
         f" {found.other} none of them: {kind}.",
         n=found.right.n, threshold=0.5, details={"p": p},
     )  # fmt: skip
-
-
-def answered(bench: Bench, point: Point, questions: Questions) -> Recalled:
-    """What the model says at a point; across the boundary where there is one, so that it is read only once."""
-    if point.cut:
-        return classify(bench.prefilled(point).base(), questions)
-    name = f"recalled {point.name}"
-    if name not in bench.kept:
-        bench.kept[name] = recall(bench.model, questions)
-    return bench.kept[name]
 
 
 def described(bench: Bench, row: ProbeResult) -> ProbeResult:

@@ -1,0 +1,83 @@
+"""K8: how much of the memory is used? Fewer singular values, fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from groundthink.probes.bench import Bench, Point
+from groundthink.probes.intervention import MEMORY
+from groundthink.probes.interventions import LowRank, Quantise
+from groundthink.probes.prefilled import Block, Prefilled
+from groundthink.probes.row import Row, not_run
+from groundthink.records import ProbeResult, Proportion
+
+BITS = (8, 6, 4, 3, 2)
+KEPT = 0.90  # share of the accuracy that counts as kept
+
+
+def effective_rank(memory: Tensor) -> Tensor:
+    """exp of the entropy of the singular values' shares, for each [...,K,V]; 0 where there is no memory."""
+    values = torch.linalg.svdvals(memory.double())
+    total = values.sum(-1, keepdim=True)
+    share = torch.where(total > 0, values / total, 0.0)
+    entropy = -torch.special.xlogy(share, share).sum(-1)
+    return torch.where(total[..., 0] > 0, entropy.exp(), 0.0)
+
+
+def run_rank(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
+    """Accuracy by rank and by bits on a quarter of the episodes, and the effective rank of every head."""
+    prefilled = bench.prefilled(bench.shortest)
+    layers = prefilled.layers()
+    if not layers:
+        yield not_run("rank", "no layer carries a memory")
+        return
+    n = max(1, min(len(prefilled), bench.n // 4))
+
+    def shape(block: Block) -> list[int]:
+        return [min(x.shape[-2:]) if x.dim() == 4 else 0 for x in (block.mine.layers[i][MEMORY[0]] for i in layers)]
+
+    full = min(prefilled.map(shape, 1)[0])
+    base = prefilled.share(prefilled.base()[:n], prefilled.questions.answers)
+    if full > 1:
+        yield _ranks(bench, prefilled, layers, full, base, n)
+    else:
+        yield not_run("rank", "the memory is no matrix")
+    bits = {b: _share(prefilled, f"bits {b}", Quantise(bits=b), n) for b in BITS}
+    enough = [b for b, share in bits.items() if share.rate >= KEPT * base.rate]
+    least = f"{min(enough)} bits are enough" if enough else "none of them is enough"
+    yield ProbeResult(
+        f"bits@{bench.shortest.name}", float(min(enough, default=0)), "info",
+        "Rounded to fewer bits, the memory answers right in "
+        + ", ".join(f"{share.rate:.2f} at {b}" for b, share in bits.items())
+        + f"; {least} for {100 * KEPT:.0f} % of the recall.",
+        n=n, details={"bits": {str(b): share.as_dict() for b, share in bits.items()}},
+    )  # fmt: skip
+
+
+def _ranks(
+    bench: Bench, prefilled: Prefilled, layers: tuple[int, ...], full: int, base: Proportion, n: int
+) -> ProbeResult:
+    ranks = [1 << i for i in range(full.bit_length()) if 1 << i < full]
+    found = {r: _share(prefilled, f"rank {r}", LowRank(rank=r), n) for r in ranks}
+    enough = [r for r, share in found.items() if share.rate >= KEPT * base.rate]
+    parts = prefilled.map(lambda b: [effective_rank(b.mine.layers[i][MEMORY[0]]).mean(0).tolist() for i in layers], 1)
+    effective = {str(layer): heads for layer, heads in zip(layers, parts[0], strict=True)}
+    least = min(enough, default=full)
+    return ProbeResult(
+        f"rank@{bench.shortest.name}", float(least), "info",
+        f"{least} of {full} singular values of each memory are enough for {100 * KEPT:.0f} % of the recall: "
+        + ", ".join(f"{share.rate:.2f} at {r}" for r, share in found.items()) + ".",
+        n=n,
+        details={"ranks": {str(r): share.as_dict() for r, share in found.items()}, "effective_rank": effective},
+    )  # fmt: skip
+
+
+def _share(prefilled: Prefilled, name: str, change: LowRank | Quantise, n: int) -> Proportion:
+    said = prefilled.said(name, lambda block: block.said(change(block.mine)), n=n)
+    return prefilled.share(said, prefilled.questions.answers)
+
+
+RANK = Row("K8", "How much is used", "How much of the memory does it take?", "causal", run_rank)
