@@ -61,7 +61,7 @@ def judge(
         points: all points beyond the horizon.
     """
     rows = {row.name: row for row in results}
-    adjusted = _holm(rows)
+    adjusted = _holm(rows, cuts, points)
     passed = {name for name, row in rows.items() if row.verdict == "pass" and adjusted.get(name, 0.0) <= ALPHA}
     lengths: tuple[dict[str, str], ...] = ()
     broken = [row for row in results if row.name.startswith(_PRECONDITIONS) and row.verdict == "fail"]
@@ -99,11 +99,13 @@ def sentence(
     setting = ""
     if far is not None:
         reach = "without end" if horizon is None else f"of {horizon} tokens"
-        shown = [rows[f"recall@{c}"] for c in cuts if f"recall@{c}" in rows] or [far]
-        least = " and ".join(str(row.details["distances"]["least"]) for row in shown)
+        shown = {c: rows[f"recall@{c}"] for c in cuts if f"recall@{c}" in rows} or {POINTS[-1]: far}
+        least = {c: str(row.details["distances"]["least"]) for c, row in shown.items()}
+        told = ", ".join(least.values()) if len(least) == 1 else ", ".join(f"{d} at {c}" for c, d in least.items())
+        where = "random filler" + (" or natural text" if any(c.startswith("text") for c in shown) else "")
         setting = (
-            f" With {far.details['pairs']} pairs of {far.details['values']} possible values over random filler,"
-            f" asked at least {least} tokens later (receptive horizon {reach}):"
+            f" With {far.details['pairs']} pairs of {far.details['values']} possible values over {where},"
+            f" asked at least {told} tokens later (receptive horizon {reach}):"
         )
     beside = [
         f"{label} {rows[f'recall@{POINTS[-1]}/{arm}'].value:.3f}"
@@ -125,14 +127,24 @@ def interval(row: ProbeResult) -> str:
     return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
 
 
-def _holm(rows: Mapping[str, ProbeResult]) -> dict[str, float]:
-    """Primary tests are recall beyond the horizon, the transplants and the factorial; the rest is description."""
+def _holm(rows: Mapping[str, ProbeResult], cuts: Sequence[str], points: Sequence[str]) -> dict[str, float]:
+    """Adjusted p of the primary tests: recall beyond the horizon, transplants, factorial; the rest is description.
+
+    Each length has a verdict of its own, so its family is its own tests and those of the points that all lengths
+    share; of a shared test the largest counts.
+    """
     family = {
         name: float(row.details["p"])
         for name, row in rows.items()
         if name.startswith(_PRIMARY) and row.verdict != "info" and "p" in row.details
     }
-    return holm(family)
+    shared = [f"recall@{point}" for point in points if point not in cuts]
+    found: dict[str, float] = {}
+    for cut in cuts:
+        own = {name: p for name, p in family.items() if name in shared or name.endswith(f"@{cut}")}
+        for name, p in holm(own).items():
+            found[name] = max(found.get(name, 0.0), p)
+    return found
 
 
 def _at(
@@ -174,10 +186,20 @@ def _at(
         phi = rows.get(f"factorial/phi@{point}")
         part = share if phi is None else min(share, phi.value)
         return "PARTIAL", (
-            f"{100 * part:.0f} % of its recall follows the memory; below the thresholds: {', '.join(missed)}."
+            f"{100 * part:.0f} % of its recall follows the memory; below the thresholds: {_words(missed, rows)}."
             f" {_far_words(far, follows[0], keeps[0])}"
         )
     return "NOT-PROVEN", f"recall beyond the horizon is {interval(far)}, but it does not follow the memory."
+
+
+def _words(missed: Sequence[str], rows: Mapping[str, ProbeResult]) -> str:
+    """The rows that fell short; some only once it is counted how many tests there are."""
+    late = [name for name in missed if name in rows and rows[name].verdict == "pass"]
+    plain = [name for name in missed if name not in late]
+    parts = [", ".join(plain)] * bool(plain) + [
+        f"{', '.join(late)} (for so few episodes, by Holm's correction)"
+    ] * bool(late)
+    return "; ".join(parts)
 
 
 def _overall(lengths: Sequence[Mapping[str, str]]) -> tuple[str, str]:
@@ -185,7 +207,7 @@ def _overall(lengths: Sequence[Mapping[str, str]]) -> tuple[str, str]:
     found = {item["verdict"] for item in lengths}
     if len(lengths) == 1:
         return lengths[0]["verdict"], lengths[0]["reason"]
-    told = "; ".join(f"{item['point']}: {item['verdict']}, {item['reason'].rstrip('.')}" for item in lengths) + "."
+    told = " ".join(f"At {item['point']}, {item['verdict']}: {item['reason']}" for item in lengths)
     if not lengths:
         return "NOT-PROVEN", "no length was asked."
     if len(found) == 1:
@@ -208,7 +230,7 @@ def _by_horizon(
     if not data:
         return {"holds": False, "because": "the data were not checked"}
     if missed:
-        return {"holds": False, "because": f"below the threshold: {', '.join(missed)}"}
+        return {"holds": False, "because": f"below the thresholds: {_words(missed, rows)}"}
     return {"holds": True, "because": "recall at distances above R, nothing leaks, and the data do not give it away"}
 
 
@@ -221,7 +243,7 @@ def _causally(rows: Mapping[str, ProbeResult], passed: set[str], cuts: Sequence[
     if not asked:
         return {"holds": False, "because": "no memory was transplanted"}
     if missed:
-        return {"holds": False, "because": f"below the threshold: {', '.join(missed)}"}
+        return {"holds": False, "because": f"below the thresholds: {_words(missed, rows)}"}
     return {"holds": True, "because": "answers follow a transplanted memory, and it is the memory that they follow"}
 
 
