@@ -50,3 +50,7 @@ class StateError(GroundThinkError):
 
 class BackendError(GroundThinkError):
     """A backend that does not exist here or cannot do what is asked."""
+
+
+class ResourceError(GroundThinkError):
+    """The machine has too little memory for what is asked."""

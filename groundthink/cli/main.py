@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("groundthink.cli.train", "train from a shipped recipe or a YAML file"),
     "resume": ("groundthink.cli.resume", "go on from the newest checkpoint of a run"),
     "certify": ("groundthink.cli.certify", "ask a trained model where its answers come from"),
+    "probe": ("groundthink.cli.probe", "ask a trained model one question, or list the questions"),
     "evaluate": ("groundthink.cli.evaluate", "score a trained model on the tasks of its recipe"),
     "generate": ("groundthink.cli.generate", "continue a text"),
     "report": ("groundthink.cli.report", "write the HTML report of a run folder"),

@@ -1,5 +1,6 @@
 """Questions to a trained model, each with a verdict, and the certificate that puts them together."""
 
+from groundthink.probes.bench import Bench, Point, make_bench
 from groundthink.probes.causality import causality
 from groundthink.probes.certify import certify, result_json
 from groundthink.probes.curves import gate_statistics, needle_map, recall_curves
@@ -27,19 +28,22 @@ from groundthink.probes.interventions import (
 from groundthink.probes.key_edits import edited, erase_rows, rewrite_rows, write_keys
 from groundthink.probes.language import language, paired_bootstrap
 from groundthink.probes.parity import parity
+from groundthink.probes.pictures import PICTURES
 from groundthink.probes.prefilled import Prefilled
 from groundthink.probes.readers import reader_rows, resume_split, second_memory
 from groundthink.probes.recall import Questions, Recalled, ask, recall
 from groundthink.probes.stateless import no_state
 from groundthink.probes.row import Row
-from groundthink.probes.rows import ROWS
+from groundthink.probes.rows import ROWS, ask_row
 from groundthink.probes.statistics import Paired, cluster_bootstrap, detectable, holm
 from groundthink.probes.transplant import at_boundary
 from groundthink.probes.verdict import VERDICTS, Judgement, judge
 
 __all__ = [
+    "PICTURES",
     "ROWS",
     "VERDICTS",
+    "Bench",
     "Erase",
     "Intervention",
     "Judgement",
@@ -48,6 +52,7 @@ __all__ = [
     "Model",
     "Noise",
     "Paired",
+    "Point",
     "Prefilled",
     "Quantise",
     "Questions",
@@ -59,6 +64,7 @@ __all__ = [
     "WindowLimit",
     "Zero",
     "ask",
+    "ask_row",
     "at_boundary",
     "attention_of",
     "block_writes",
@@ -77,6 +83,7 @@ __all__ = [
     "intervention_from_dict",
     "judge",
     "language",
+    "make_bench",
     "needle_map",
     "no_state",
     "paired_bootstrap",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundthink.errors import ConfigError, TaskError
+from groundthink.errors import ConfigError, StateError, TaskError
 from groundthink.probes.face import Model, derived_seed
 from groundthink.probes.prefilled import Prefilled
 from groundthink.probes.recall import Questions, answers_of, ask, ask_near
@@ -188,24 +188,25 @@ def make_bench(
     twins: Mapping[str, Model],
     *,
     vocabulary: Vocabulary,
-    n_pairs: int,
-    n: int,
-    seed: int,
-    trained_length: int | None,
-    multiples: Sequence[int],
-    needle: Needle | None,
-    text_multiples: Sequence[int],
-    text: Sequence[Tensor],
-    language: Mapping[str, Any] | None,
-    tell: OnEvent | None,
+    n_pairs: int = 16,
+    n: int = 400,
+    seed: int = 0,
+    trained_length: int | None = None,
+    multiples: Sequence[int] = (),
+    needle: Needle | None = None,
+    text_multiples: Sequence[int] = (),
+    text: Sequence[Tensor] = (),
+    language: Mapping[str, Any] | None = None,
+    tell: OnEvent | None = None,
 ) -> Bench:
-    """Check that everything fits together.
+    """Check that everything fits together; arguments as of `certify`.
 
     Raises:
         TaskError: the vocabulary does not fit the task or a model; no episodes; needles of another vocabulary.
         ConfigError: see `make_points`; multiples in text without needles.
     """
     for name, one in {"model": model, **twins}.items():
+        check_face(name, one)
         check_vocabulary(name if name == "model" else f"twin {name}", one, vocabulary)
     if n < 1:
         raise TaskError(f"{n} episodes a cell", where="n", fix="give 100 or more")
@@ -233,6 +234,21 @@ def make_bench(
     )
     task = KvRecall(vocabulary, n_pairs=n_pairs, distance="fixed:2")
     return Bench(model, dict(twins), task, needle, tuple(text), horizon, n, seed, points, language, tell)
+
+
+def check_face(name: str, model: Model) -> None:
+    """Refuse what cannot be read in pieces: without a cache there is no state to certify.
+
+    Raises:
+        StateError: naming what is missing.
+    """
+    missing = [what for what in ("prefill", "resume", "horizon", "sizes") if not hasattr(model, what)]
+    if missing:
+        raise StateError(
+            f"{type(model).__name__} has no {', no '.join(missing)}: it cannot be read in pieces",
+            where=name,
+            fix="give a model with a cache, or wrap it to the face of probes.Model",
+        )
 
 
 def check_vocabulary(name: str, model: Model, vocabulary: Vocabulary) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from groundthink.errors import ResourceError
 from groundthink.probes.bench import Bench, OnEvent, Point, make_bench
 from groundthink.probes.face import Model
 from groundthink.probes.row import Row, not_run
@@ -19,6 +22,7 @@ from groundthink.records import Certificate, ProbeResult, provenance, to_json
 from groundthink.tasks import Vocabulary
 from groundthink.tasks.needle import Needle
 
+SHORT = ("out of memory", "can't allocate memory", "not enough memory")  # how a RuntimeError says it
 FEW = 100  # episodes a cell below which a record says that its intervals are wide
 
 
@@ -65,7 +69,8 @@ def certify(
     Raises:
         TaskError: the vocabulary does not fit the task or the model.
         ConfigError: rows or lengths that there are not.
-        StateError: the episodes are longer than the model was told.
+        StateError: the episodes are longer than the model was told, or it cannot be read in pieces.
+        ResourceError: memory ran out; `on_event` has heard what was found until then.
     """
     chosen = chosen_rows(rows)
     twins = {} if twin is None else dict(twin) if isinstance(twin, Mapping) else {"twin": twin}
@@ -84,17 +89,38 @@ def certify(
         language=language,
         tell=on_event,
     )
-    results = []
-    for result in all_rows(bench, chosen):
-        results.append(result)
-        if on_event is not None:
-            on_event("probe", dataclasses.asdict(result))
+    results: list[ProbeResult] = []
+    with enough_memory(results):
+        for result in all_rows(bench, chosen):
+            results.append(result)
+            if on_event is not None:
+                on_event("probe", dataclasses.asdict(result))
     return judged(bench, results, chosen)
 
 
 def result_json(certificate: Certificate) -> str:
     """The part of a certificate that is the same on every rerun: all but its provenance."""
     return to_json(dataclasses.replace(certificate, provenance={}))
+
+
+@contextlib.contextmanager
+def enough_memory(results: Sequence[ProbeResult]) -> Iterator[None]:
+    """Say in one line that memory ran out, and after which row."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not short and not any(
+            part in words for part in ("out of memory", "can't allocate memory", "not enough mem")
+        ):
+            raise
+        after = f" after {results[-1].name}" if results else ""
+        raise ResourceError(
+            f"out of memory{after}",
+            where="certify",
+            fix="ask for shorter texts, fewer rows or a smaller n, or use a larger device",
+        ) from error
 
 
 def all_rows(bench: Bench, rows: Sequence[Row]) -> Iterator[ProbeResult]:
@@ -139,6 +165,7 @@ def judged(bench: Bench, results: Sequence[ProbeResult], rows: Sequence[Row]) ->
     lengths = tuple({**item, "length": size[item["point"]]} for item in judgement.lengths)
     setting = {
         "rows": [row.id for row in rows],
+        "questions": {row.id: {"title": row.title, "question": row.question, "group": row.group} for row in rows},
         "n": bench.n,
         "pairs": bench.task.n_pairs,
         "values": bench.task.vocabulary.n_values,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from groundthink.errors import ConfigError
 from groundthink.probes import (
@@ -22,55 +22,71 @@ from groundthink.probes import (
     row_transplant,
     row_writes,
 )
+from groundthink.probes.bench import Bench
 from groundthink.probes.row import Row
+from groundthink.records import ProbeResult
 
-ROWS: tuple[Row, ...] = (
-    row_beside.HORIZON,
-    row_causality.CAUSALITY,
-    row_causality.PARITY,
-    row_leak.LEAK,
-    row_data.DATA,
-    row_data.UNTRAINED,
-    row_recall.UNDERSTOOD,
-    row_recall.FAR,
-    row_recall.CONFUSION,
-    row_transplant.TRANSPLANT,
-    row_transplant.FACTORIAL,
-    row_edits.READERS,
-    row_edits.REWRITE,
-    row_edits.ERASE,
-    row_necessity.NECESSITY,
-    row_beside.CUTS,
-    row_beside.TWINS,
-    row_distance.SHARE,
-    row_distance.WINDOWS,
-    row_distance.CURVE,
-    row_writes.WRITES,
-    row_heads.HEADS,
-    row_rank.RANK,
-    row_time.TIME,
-    row_text.TEXT,
-    row_tasks.SLOTS,
-    row_tasks.OVERWRITE,
-    row_tasks.ABSENT,
-    row_tasks.CAPACITY,
-    row_tasks.COMPOSITIONAL,
-    row_tasks.SHIFT,
-    row_beside.LANGUAGE,
-)
+ROWS: dict[str, Row] = {
+    "horizon": row_beside.HORIZON,
+    "causality": row_causality.CAUSALITY,
+    "parity": row_causality.PARITY,
+    "leak": row_leak.LEAK,
+    "data": row_data.DATA,
+    "untrained": row_data.UNTRAINED,
+    "near": row_recall.UNDERSTOOD,
+    "recall": row_recall.FAR,
+    "confusion": row_recall.CONFUSION,
+    "transplant": row_transplant.TRANSPLANT,
+    "factorial": row_transplant.FACTORIAL,
+    "readers": row_edits.READERS,
+    "rewrite": row_edits.REWRITE,
+    "erase": row_edits.ERASE,
+    "necessity": row_necessity.NECESSITY,
+    "cuts": row_beside.CUTS,
+    "twins": row_beside.TWINS,
+    "share": row_distance.SHARE,
+    "windows": row_distance.WINDOWS,
+    "distance": row_distance.CURVE,
+    "writes": row_writes.WRITES,
+    "heads": row_heads.HEADS,
+    "rank": row_rank.RANK,
+    "time": row_time.TIME,
+    "text": row_text.TEXT,
+    "slots": row_tasks.SLOTS,
+    "overwrite": row_tasks.OVERWRITE,
+    "absent": row_tasks.ABSENT,
+    "capacity": row_tasks.CAPACITY,
+    "compositional": row_tasks.COMPOSITIONAL,
+    "shift": row_tasks.SHIFT,
+    "language": row_beside.LANGUAGE,
+}
 
 
 def chosen_rows(rows: str | Sequence[str]) -> tuple[Row, ...]:
-    """`core`, `full`, or the core and the rows with these ids.
+    """`core`, `full`, or the core and the rows with these names or ids.
 
     Raises:
-        ConfigError: an id that no row has.
+        ConfigError: a name that no row has.
     """
-    if rows == "full":
-        return ROWS
-    wanted = set() if rows == "core" else {rows} if isinstance(rows, str) else set(rows)
-    unknown = wanted - {row.id for row in ROWS}
+    if rows in ("full", ("full",), ["full"]):
+        return tuple(ROWS.values())
+    wanted = set() if rows == "core" else ({rows} if isinstance(rows, str) else set(rows)) - {"core"}
+    unknown = wanted - set(ROWS) - {row.id for row in ROWS.values()}
     if unknown:
-        known = ", ".join(row.id for row in ROWS)
-        raise ConfigError(f"no row {', '.join(sorted(unknown))}", where="rows", fix=f"core, full, or some of {known}")
-    return tuple(row for row in ROWS if row.core or row.id in wanted)
+        fix = f"core, full, or some of {', '.join(ROWS)}"
+        raise ConfigError(f"no row {', '.join(sorted(unknown))}", where="rows", fix=fix)
+    return tuple(row for name, row in ROWS.items() if row.core or wanted & {name, row.id})
+
+
+def ask_row(bench: Bench, name: str) -> Iterator[ProbeResult]:
+    """The results of one row, at every point where it can be asked.
+
+    Raises:
+        ConfigError: no row has this name.
+    """
+    if name not in ROWS:
+        raise ConfigError(f"no row {name!r}", where="probe", fix=f"one of {', '.join(ROWS)}")
+    row = ROWS[name]
+    points = [p for p in bench.points if p.kind in row.kinds and (p.cut or row.group == "behaviour")]
+    for point in points if row.each else [None]:
+        yield from row.run(bench, point)

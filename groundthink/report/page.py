@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from groundthink.records import write_whole
-from groundthink.report import evidence, html, training
+from groundthink.report import evidence, html, plain, training
 from groundthink.report.read import Run, read_run
 
 # No script may run and nothing may be fetched, whatever a record contains.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SECTIONS = (
     evidence.summary,
+    plain.lengths,
+    plain.questions,
     evidence.recall,
     evidence.certificate,
     training.losses,
