@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from groundthink.errors import StateError
 from groundthink.probes.bench import Bench, Point
 from groundthink.probes.intervention import MEMORY
 from groundthink.probes.interventions import LowRank, Quantise
@@ -76,7 +77,13 @@ def _ranks(
 
 
 def _share(prefilled: Prefilled, name: str, change: LowRank | Quantise, n: int) -> Proportion:
-    said = prefilled.said(name, lambda block: block.said(change(block.mine)), n=n)
+    def arm(block: Block) -> Tensor:
+        try:
+            return block.said(change(block.mine))
+        except StateError:  # the memory has no more than that anyway, so nothing would change
+            return block.said(block.mine)
+
+    said = prefilled.said(name, arm, n=n)
     return prefilled.share(said, prefilled.questions.answers)
 
 

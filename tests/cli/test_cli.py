@@ -287,26 +287,29 @@ def test_train_hands_on_what_it_was_given(
 def test_certify_says_its_verdict_and_leaves_with_its_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], verdict: str
 ) -> None:
-    from groundthink.cli import certify as verb
+    from groundthink.cli.subject import Subject
 
-    for folder in (tmp_path, tmp_path / "twins" / "no-read"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text("{}")
     seen: dict[str, Any] = {}
 
-    def certify(model: Any, twin: Any, *, vocabulary: Any, n_pairs: int, n: int, seed: int, rows: str) -> Any:
-        seen.update(model=model, task=(vocabulary, n_pairs), twins=twin, n=n, seed=seed)
+    def certify(model: Any, twin: Any, *, vocabulary: Any, n_pairs: int, n: int, seed: int, **others: Any) -> Any:
+        seen.update(model=model, task=(vocabulary, n_pairs), twins=twin, n=n, seed=seed, **others)
+        others["on_event"]("row", {"id": "K1", "title": "Donor transplant", "point": "2x"})
+        others["on_event"]("progress", {"where": "2x"})
+        others["on_event"]("probe", {"name": "recall@8R"})
+        assert "recall@8R" in (tmp_path / "records" / "certificate.partial.json").read_text()
         return certificate(verdict)
 
-    stand_in(monkeypatch, "training", load=lambda folder: f"model of {folder.name}")
+    model = SimpleNamespace(horizon=18.0, sizes=SimpleNamespace(window_size=16))
+    options = {"vocabulary": "ids", "n_pairs": 16, "trained_length": 50, "needle": "needles"}
+    subject = Subject(model, {"no-read": model}, options, tmp_path / "records")
     stand_in(monkeypatch, "probes", certify=certify)
-    monkeypatch.setattr(verb, "find_recipe", lambda folder: None)
-    monkeypatch.setattr(
-        verb, "tasks_of", lambda recipe, wanted: {wanted: SimpleNamespace(vocabulary="ids", n_pairs=16)}
-    )
+    monkeypatch.setattr("groundthink.cli.subject.subject_of", lambda path, **flags: subject)
     code = main.main(["certify", str(tmp_path), "--n", "50", "--seed", "4"])
     assert code == EXIT_CODES[verdict]
-    assert seen["twins"] == {"no-read": "model of no-read"}
+    assert (seen["model"], seen["twins"]) == (model, {"no-read": model})
+    assert (seen["multiples"], seen["text_multiples"]) == ((2, 8), (2,)), "those that leave room"
+    assert seen["rows"] == ("full",)
+    assert not (tmp_path / "records" / "certificate.partial.json").exists()
     assert (seen["task"], seen["n"], seen["seed"]) == (("ids", 16), 50, 4)
     out = capsys.readouterr().out
     assert verdict in out
@@ -315,6 +318,69 @@ def test_certify_says_its_verdict_and_leaves_with_its_code(
 
     saved = certificate_from_dict(json.loads((tmp_path / "records" / "certificate.json").read_text()))
     assert saved.verdict == verdict
+
+
+def test_too_little_memory_keeps_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from groundthink.cli.subject import Subject
+    from groundthink.errors import ResourceError
+
+    def certify(model: Any, twin: Any, **options: Any) -> Any:
+        options["on_event"]("probe", {"name": "parity"})
+        raise ResourceError("out of memory after parity", where="certify", fix="ask for shorter texts")
+
+    model = SimpleNamespace(horizon=18.0, sizes=SimpleNamespace(window_size=16))
+    stand_in(monkeypatch, "probes", certify=certify)
+    subject = Subject(model, {}, {"vocabulary": "ids"}, tmp_path)
+    monkeypatch.setattr("groundthink.cli.subject.subject_of", lambda path, **flags: subject)
+    assert main.main(["certify", str(tmp_path), "--quiet"]) == 2
+    partial = tmp_path / "certificate.partial.json"
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "out of memory after parity" in err
+    assert str(partial) in err
+    assert '"parity"' in partial.read_text()
+    assert not (tmp_path / "certificate.json").exists()
+
+
+def test_a_saved_model_is_certified_without_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An untrained one: the task fails, the record is there, and single questions can be asked."""
+    import json
+
+    import torch
+
+    from groundthink.model import HybridForCausalLM, ModelConfig, save_model
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "n_heads": 1, "head_dim": 8, "value_dim": 8, "window_size": 4, "d_ff": 16}
+    save_model(HybridForCausalLM(ModelConfig(pattern="GS", vocab_size=256, **sizes)), tmp_path)
+    words = ["certify", str(tmp_path), "--n", "20", "--rows", "core", "--quiet"]
+    assert main.main(words) == 13
+    saved = json.loads((tmp_path / "records" / "certificate.json").read_text())
+    assert saved["verdict"] == "TASK-FAIL"
+    assert saved["setting"]["points"][-1]["name"] == "8R"
+    assert main.main(["probe", "gates", str(tmp_path), "--n", "8"]) == 0
+    assert main.main(["probe", "attention", str(tmp_path), "--n", "8"]) == 0
+    assert main.main(["probe", "recall", str(tmp_path), "--n", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "layer 1 reads layer 0, head 0" in out
+    assert "recall@8R" in out
+    assert json.loads((tmp_path / "records" / "probe_recall.json").read_text())["probe"] == "recall"
+    save_model(HybridForCausalLM(ModelConfig(pattern="GS", vocab_size=64, **sizes)), tmp_path / "small")
+    assert main.main(["certify", str(tmp_path / "small")]) == 2
+    assert "64 ids are too few" in capsys.readouterr().err
+
+
+def test_probe_lists_what_can_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["probe"]) == 0
+    out = capsys.readouterr().out
+    for name in ("causality", "parity", "recall", "transplant", "curves", "gates", "attention", "readers"):
+        assert f"\n{name} " in f"\n{out}"
+    assert main.main(["probe", "transplan", "x"]) == 2
+    assert "did you mean transplant?" in capsys.readouterr().err
+    assert main.main(["probe", "parity"]) == 2
+    assert "no model is named" in capsys.readouterr().err
 
 
 def test_exit_codes_are_those_of_the_design() -> None:
