@@ -10,7 +10,7 @@ vocabulary = Vocabulary(text=0)
 config = ModelConfig(
     pattern="GS", vocab_size=vocabulary.size, d_model=64, n_heads=2, head_dim=32, value_dim=32, window_size=8
 )
-certificate = certify(HybridForCausalLM(config), vocabulary=vocabulary, n_pairs=8, n=40)
+certificate = certify(HybridForCausalLM(config), vocabulary=vocabulary, n_pairs=8, n=40, rows="core")
 for row in certificate.results[:9]:
     print(f"{row.verdict:5} {row.name:28} {row.meaning}")
 print(certificate.sentence)

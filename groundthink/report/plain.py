@@ -39,7 +39,8 @@ def lengths(run: Run) -> str:
         ]
         for item in items
     ]
-    body = f"<p>{html.escape(f'{found.verdict} means: {MEANING[found.verdict]}.')}</p>" * (found.verdict in MEANING)
+    meaning = MEANING.get(found.verdict)
+    body = f"<p>{html.escape(f'{found.verdict} means: {meaning}.')}</p>" if meaning else ""
     if rows:
         body += html.table(["length", "tokens", "verdict", "meaning"], rows, numeric=["tokens"])
     said = Record(dict(found.statements), f"{WHERE}, field statements")

@@ -16,6 +16,7 @@ from groundthink.errors import ConfigError, GroundThinkError, ResourceError, Sta
 from groundthink.model import Snapshot
 from groundthink.probes import certify, judge, result_json
 from groundthink.probes.bench import make_points
+from groundthink.probes.certify import enough_memory
 from groundthink.probes.prefilled import Prefilled, block_shape, read
 from groundthink.probes.recall import ask
 from groundthink.probes.row import Row
@@ -130,17 +131,8 @@ class Breaks(Gated):
         return super().resume(snapshot, ids)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("x"),
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_too_little_memory_is_one_line_and_keeps_its_part(vocabulary: Vocabulary, error: Exception) -> None:
+def test_too_little_memory_is_one_line_and_keeps_its_part(vocabulary: Vocabulary) -> None:
     model, heard = Breaks("memory", vocabulary), list[str]()
-    model.error = error
 
     def hear(kind: str, facts: dict[str, Any]) -> None:
         if kind == "probe":
@@ -150,9 +142,15 @@ def test_too_little_memory_is_one_line_and_keeps_its_part(vocabulary: Vocabulary
         certified(model, vocabulary, trained_length=100, multiples=(1, 2), on_event=hear, n=10)
     assert found.value.exit_code == 2
     assert "recall@8R" in heard
-    model.error = RuntimeError("a fault of ours")
-    with pytest.raises(RuntimeError, match="a fault of ours"):
-        certified(model, vocabulary, trained_length=100, multiples=(1, 2), n=10)
+
+
+def test_a_lack_of_memory_is_told_from_our_faults() -> None:
+    lacks = (torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    for error in lacks:
+        with pytest.raises(ResourceError, match="out of memory"), enough_memory([]):
+            raise error
+    with pytest.raises(RuntimeError, match="a fault of ours"), enough_memory([]):
+        raise RuntimeError("a fault of ours")
 
 
 def test_bad_input_is_one_line(vocabulary: Vocabulary) -> None:

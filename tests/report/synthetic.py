@@ -26,6 +26,16 @@ def certificate(verdict: str = "CERTIFIED") -> Certificate:
         rows.append(ProbeResult(f"recall@{name}", p.rate, "pass", meaning, p.low, p.high, 400, chance, threshold=0.9))
     rows.append(ProbeResult("no-read twin@8R", math.nan, "info", "Stands beside, asks nothing.", n=400))
     rows.append(ProbeResult("keep@2R", 0.21, "fail", "The old answer stays too often.", 0.17, 0.25, 400, 1 / 64))
+    rows = [dataclasses.replace(r, details={"row": "B1" if r.name.startswith("recall") else "C0"}) for r in rows]
+    asked = {
+        "C0": {"title": "Causality", "question": "Does a later token change earlier logits?", "group": "precondition"},
+        "B1": {"title": "Recall", "question": "Does it answer when only a memory can?", "group": "behaviour"},
+        "K1": {"title": "Transplant", "question": "Was this never asked?", "group": "causal"},
+    }
+    lengths = [
+        {"point": "2x", "length": 256, "verdict": verdict, "reason": "it is right in 0.988 of 400 episodes."},
+        {"point": "text-2x", "length": 256, "verdict": "NOT-PROVEN", "reason": "recall is not above chance."},
+    ]
     return Certificate(
         verdict,
         f"{verdict}. The answer came from the memory: recall at 8R is 0.978 and follows a transplanted memory.",
@@ -38,6 +48,9 @@ def certificate(verdict: str = "CERTIFIED") -> Certificate:
             "hardware": "Test CPU, 2 cores",
             "command": "groundthink demo",
         },
+        tuple(lengths),
+        {"CAUSALLY-SUPPORTED": {"holds": True, "because": "answers follow a transplanted memory"}},
+        {"questions": asked, "notes": ["twin: not supplied."]},
     )
 
 

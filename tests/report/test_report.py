@@ -59,6 +59,8 @@ def test_every_section_is_there(page: str) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
         "In short",
+        "Verdicts",
+        "What was asked",
         "Recall against distance",
         "Certificate",
         "Training",
@@ -77,6 +79,43 @@ def test_certificate_row_shows_all_its_numbers(page: str) -> None:
     row = page[page.index("recall@8R") :].split("</tr>")[0]
     for number in ("0.978", "0.958 to 0.988", "400", "0.0156", "0.900", "pass"):
         assert number in row
+
+
+def test_the_certificate_is_told_in_plain_words(page: str) -> None:
+    words = " ".join(" ".join(Outline(page).words).split())
+    assert "CERTIFIED means: the answers came from the memory." in words
+    assert "text-2x 256 ✗ NOT-PROVEN recall is not above chance." in words
+    assert "CAUSALLY-SUPPORTED ✓ yes answers follow a transplanted memory" in words
+    assert "twin: not supplied." in words
+    asked = words[words.index("What was asked") : words.index("Recall against distance")]
+    assert "Does it answer when only a memory can? ✓ pass" in asked
+    assert "(3 of 3 tests passed)" in asked
+    assert "Was this never asked?" not in asked, "a row without results is no answer"
+
+
+def test_an_old_certificate_has_no_plain_words(tmp_path: Path) -> None:
+    old = {k: v for k, v in records()["certificate"].items() if k not in ("lengths", "statements", "setting")}
+    page = report.build(write_run(tmp_path, only={"certificate"}, certificate=old)).read_text()
+    assert "<h2>Verdicts</h2>" not in page
+    assert "<h2>Certificate</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lengths", 3),
+        ("lengths", [7]),
+        ("lengths", [{"point": "2x", "length": "long", "verdict": "A", "reason": "b"}]),
+        ("statements", {"X": 1}),
+        ("setting", []),
+        ("setting", {"questions": {"C0": 5}}),
+    ],
+)
+def test_damage_in_the_plain_part_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    broken = {**records()["certificate"], field: value}
+    folder = write_run(tmp_path, only={"certificate"}, certificate=broken)
+    with pytest.raises(RecordError, match=r"certificate\.json"):
+        report.build(folder)
 
 
 def test_horizon_chance_and_multiples_are_drawn(page: str) -> None:
