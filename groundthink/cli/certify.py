@@ -99,7 +99,7 @@ def run(flags: Flags) -> int:
     multiples = lengths(subject, flags.multiples, flags.text_multiples)
 
     def ask(on_event: OnEvent) -> Certificate:
-        asked = {"n": flags.n, "seed": flags.seed, "rows": flags.rows, "on_event": on_event}
+        asked: dict[str, Any] = {"n": flags.n, "seed": flags.seed, "rows": flags.rows, "on_event": on_event}
         return certify(subject.model, subject.twins, **asked, **multiples, **subject.options)
 
     out = flags.out if flags.out is not None else subject.records / "certificate.json"

@@ -32,9 +32,9 @@ from groundthink.probes.pictures import PICTURES
 from groundthink.probes.prefilled import Prefilled
 from groundthink.probes.readers import reader_rows, resume_split, second_memory
 from groundthink.probes.recall import Questions, Recalled, ask, recall
-from groundthink.probes.stateless import no_state
 from groundthink.probes.row import Row
 from groundthink.probes.rows import ROWS, ask_row
+from groundthink.probes.stateless import no_state
 from groundthink.probes.statistics import Paired, cluster_bootstrap, detectable, holm
 from groundthink.probes.transplant import at_boundary
 from groundthink.probes.verdict import VERDICTS, Judgement, judge
