@@ -16,7 +16,9 @@ from groundthink.tasks import Episode, Query, Task
 from groundthink.tasks.kv_recall import KvRecall
 
 RECALL = 0.90  # what the lower bound of recall has to reach
-_LOGITS = 2**25  # logits of one forward pass, at most: 128 MiB in float32
+# Logits of one forward pass, at most: 128 MiB in float32, and 2 GiB on a GPU.
+_LOGITS = {"cpu": 2**25}
+_LOGITS_ELSEWHERE = 2**29
 # Tokens of one forward pass: on a CPU more only falls out of the cache, a GPU wants to be filled.
 _TOKENS = {"cpu": 2**13}
 _TOKENS_ELSEWHERE = 2**18
@@ -124,8 +126,9 @@ def ask_near(task: KvRecall, *, window: int, n: int, seed: int) -> Questions:
 
 def rows_per_pass(model: Model, length: int) -> int:
     """Rows of one forward pass over texts of this length."""
-    tokens = _TOKENS.get(device_of(model).type, _TOKENS_ELSEWHERE)
-    return max(1, min(tokens, _LOGITS // model.sizes.vocab_size) // length)
+    device = device_of(model).type
+    tokens, logits = _TOKENS.get(device, _TOKENS_ELSEWHERE), _LOGITS.get(device, _LOGITS_ELSEWHERE)
+    return max(1, min(tokens, logits // model.sizes.vocab_size) // length)
 
 
 def answers_of(model: Model, prompts: Tensor) -> Tensor:

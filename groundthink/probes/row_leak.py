@@ -14,7 +14,6 @@ from torch import Tensor
 
 from groundthink.probes.bench import Bench, Point
 from groundthink.probes.face import Model, device_of, mode
-from groundthink.probes.prefilled import block_shape
 from groundthink.probes.recall import rows_per_pass
 from groundthink.probes.row import Row
 from groundthink.records import ProbeResult
@@ -64,10 +63,10 @@ def difference(model: Model, ids: Tensor, *, wanted: int, seed: int) -> Tensor:
             nats(model.prefill(rows.to(device))[0][:, :-1], rows[:, 1:])
             for rows in ids.split(rows_per_pass(model, length))
         ])  # fmt: skip
-        segment = block_shape(model, length)[1]
+        together = max(LEAST_ROWS, rows_per_pass(model, 64))  # many rows: a step costs a pass, however many
+        segment = max(1, rows_per_pass(model, together))
         alone = torch.cat([
-            _alone(model, rows.to(device), chosen.tolist(), segment)
-            for rows in ids.split(max(LEAST_ROWS, rows_per_pass(model, 64)))
+            _alone(model, rows.to(device), chosen.tolist(), segment) for rows in ids.split(together)
         ])  # fmt: skip
     at = (chosen[:, None] + torch.arange(STEPS)).flatten()
     return alone - whole[:, at]
@@ -75,9 +74,8 @@ def difference(model: Model, ids: Tensor, *, wanted: int, seed: int) -> Tensor:
 
 def nats(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p [B,T] of these tokens, float64, on the CPU."""
-    logits = logits.cpu()
-    chosen = logits.gather(-1, targets.cpu()[..., None])[..., 0].double()
-    return logits.float().logsumexp(-1).double() - chosen
+    chosen = logits.gather(-1, targets.to(logits.device)[..., None])[..., 0].double()
+    return (logits.float().logsumexp(-1).double() - chosen).cpu()
 
 
 def _alone(model: Model, ids: Tensor, cuts: list[int], segment: int) -> Tensor:

@@ -70,8 +70,8 @@ def test_its_memory_is_certified(trained: Any) -> None:
     assert "Family: Mamba2" in found.sentence
     assert found.result("parity").value < 1e-5  # float32 rounding, see `probes.parity`
     for kind in ("values", "deranged"):
-        assert found.result(f"follow/{kind}").low > 0.8
-        assert found.result(f"keep/{kind}").verdict == "pass"
+        assert found.result(f"follow/{kind}@8R").low > 0.8
+        assert found.result(f"keep/{kind}@8R").verdict == "pass"
 
 
 def test_without_its_memory_it_knows_nothing(trained: Any) -> None:
