@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from zoo.leaks import FIVE, STRENGTH, mix_into, plant
 
 from groundthink.layers import Context, Mixed
 from groundthink.layers.memory_attention import MemoryReader
@@ -58,46 +59,24 @@ class FinalStateReader(MemoryReader):
         return self.out(self.hook_read((self.norm(read) * torch.sigmoid(self.gate(x))[..., None]).flatten(2)))
 
 
-def plant(model: HybridForCausalLM, leak: str) -> HybridForCausalLM:
+def planted(model: HybridForCausalLM, leak: str) -> HybridForCausalLM:
     """Put one leak into a model."""
-
-    def mix(y: Tensor) -> Tensor:
-        if leak == "block mean":
-            return y + 1e-3 * y.mean(1, keepdim=True)
-        if leak == "chunk mean":
-            return y + torch.cat([c - c + 1e-3 * c.mean(1, keepdim=True) for c in y.split(64, 1)], 1)
-        if leak == "circular convolution":
-            return y + 1e-3 * y.roll(1, 1)
-        if leak == "off by one":
-            return y + 1e-3 * torch.cat([y[:, 1:], torch.zeros_like(y[:, :1])], 1)
-        if leak == "beyond 100 tokens":
-            return y + (y.shape[1] > 100) * 1e-3 * y[:, -1:]
-        return y + (model.training * 1e-3) * y.mean(1, keepdim=True)  # "training only"
-
     if leak == "final state":
         model.blocks[1].mixer.reader.__class__ = FinalStateReader
-    elif leak == "shifted logits":
-        prefill = model.prefill
-
-        def shifted(input_ids: Tensor, *, documents: Tensor | None = None) -> tuple[Tensor, Snapshot]:
-            logits, snapshot = prefill(input_ids, documents=documents)
-            return logits.roll(-1, 1), snapshot
-
-        model.prefill = shifted  # type: ignore[method-assign]
-    else:
-        model.blocks[0].register_forward_hook(lambda _m, _i, out: Mixed(mix(out.y), out.state, out.memory))
-    return model
+        return model
+    if leak == "beyond 100 tokens":
+        return mix_into(model, lambda y: y + (y.shape[1] > 100) * STRENGTH * y[:, -1:])
+    if leak == "training only":
+        return mix_into(model, lambda y: y + (model.training * STRENGTH) * y.mean(1, keepdim=True))
+    return plant(model, leak)
 
 
-LEAKS = [
-    "final state", "block mean", "chunk mean", "circular convolution", "off by one", "shifted logits",
-    "beyond 100 tokens", "training only",
-]  # fmt: skip
+LEAKS = [*FIVE, "final state", "beyond 100 tokens", "training only"]
 
 
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_planted_leak_is_caught_twice(hybrid: Hybrid, leak: str) -> None:
-    model, training = plant(hybrid(), leak), leak == "training only"
+    model, training = planted(hybrid(), leak), leak == "training only"
     positions = edge_positions(LENGTH, window=16)
     for found in (
         suffix_change(model, texts(), positions=positions, training=training),

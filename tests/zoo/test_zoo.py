@@ -1,0 +1,225 @@
+"""The cheater zoo: the certificate's word on mechanisms that are known, over three seeds of codes and episodes.
+
+Accuracy alone passes a leak, "beyond the window" passes a relay, zeroing condemns whatever needs a memory of some
+size. Each of those mistakes has an animal here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from groundthink.probes import Intervention, Questions, Transplant, Zero, ask, causality, certify
+from groundthink.probes.causality import shortest_text, suffix_change
+from groundthink.probes.recall import answers_of, top
+from groundthink.probes.transplant import donors
+from groundthink.records import Certificate
+from groundthink.tasks import Query
+from groundthink.tasks.kv_recall import KvRecall
+from zoo import animals
+from zoo.anatomy import VOCABULARY, WINDOW, Animal
+from zoo.leaks import FIVE, plant
+
+SEEDS = (0, 1, 2)
+# Mechanisms are exact, so few episodes do: of 60, the bounds of 1 and 0 are 0.94 and 0.06, and of a half 0.37 to 0.63.
+N = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibit:
+    """What the certificate has to say of an animal.
+
+    Attributes:
+        build: seed to model.
+        verdict: the right one.
+        says: words of the sentence: the right verdict for the wrong reason is wrong.
+        rows: further rows whose verdict matters.
+    """
+
+    build: Callable[[int], Animal]
+    verdict: str
+    says: str
+    rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+ZOO = {
+    exhibit.build.__name__: exhibit
+    for exhibit in (
+        Exhibit(animals.honest_state, "CERTIFIED", "answers from that one in 1.000"),
+        Exhibit(animals.honest_hybrid, "CERTIFIED", "answers from that one in 1.000"),
+        Exhibit(animals.window_only, "NOT-PROVEN", "not above chance"),
+        Exhibit(animals.relay, "NOT-PROVEN", "not above chance"),
+        Exhibit(animals.relay_of_one_window, "REFUTED", "keeps the old answer"),
+        Exhibit(animals.label_leak, "INVALID", "moves earlier logits"),
+        Exhibit(animals.side_notes, "REFUTED", "keeps the old answer"),
+        Exhibit(animals.memorised_map, "TASK-FAIL", "even inside the window"),
+        Exhibit(animals.fragile_norm, "NOT-PROVEN", "not above chance"),
+        Exhibit(animals.half_leak, "PARTIAL", "of its recall follows the memory"),
+        Exhibit(animals.late_leak, "INVALID", "moves earlier logits"),
+        Exhibit(animals.writer_for_reader, "CERTIFIED", "answers from that one in 1.000"),
+        Exhibit(animals.late_writer, "CERTIFIED", "answers from that one in 1.000"),
+    )
+}
+
+
+# What today's battery gets wrong, with the right verdict beside it. Strict: once it is right, this turns red and the
+# exhibit moves up. Below, each has a test that shows what the battery would have to look at.
+MISJUDGED = {
+    exhibit.build.__name__: exhibit
+    for exhibit in (
+        # CERTIFIED today: no text of the causality probe holds an answered question with the answer at a position p.
+        Exhibit(animals.label_leak_at_cues, "INVALID", "moves earlier logits"),
+        # REFUTED today, from one boundary; at any other one the answer follows the memory, as it did all along.
+        Exhibit(animals.write_back, "NOT-PROVEN", "does not follow the memory"),
+    )
+}
+
+
+@functools.cache
+def certificate_of(name: str, seed: int) -> Certificate:
+    return certify((ZOO | MISJUDGED)[name].build(seed), vocabulary=VOCABULARY, n=N, seed=seed)
+
+
+def check(found: Certificate, exhibit: Exhibit) -> None:
+    """Verdict, reason and rows are those of the exhibit."""
+    assert found.verdict == exhibit.verdict, found.sentence
+    assert exhibit.says in found.sentence
+    assert {name: found.result(name).verdict for name in exhibit.rows} == exhibit.rows
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ZOO)
+def test_every_animal_gets_its_verdict(name: str, seed: int) -> None:
+    check(certificate_of(name, seed), ZOO[name])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", MISJUDGED)
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the battery does not look there yet")
+def test_what_is_still_misjudged(name: str, seed: int) -> None:
+    check(certificate_of(name, seed), MISJUDGED[name])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("leak", FIVE)
+def test_every_leak_is_caught(leak: str, seed: int) -> None:
+    """By changing the text and by the gradient, and nothing is asked of such a model."""
+    model = plant(animals.honest_hybrid(seed), leak)
+    length = shortest_text(WINDOW) + 5
+    ids = torch.randint(VOCABULARY.size, (2, length), generator=torch.Generator().manual_seed(seed))
+    rows = {row.name: row for row in causality(model, ids, seed=seed)}
+    for name in ("causality/suffix", "causality/gradient"):
+        assert rows[name].verdict == "fail", rows[name]
+        assert rows[name].value > 0
+    found = certify(model, vocabulary=VOCABULARY, n=N, seed=seed)
+    assert found.verdict == "INVALID", found.sentence
+    assert "moves earlier logits" in found.sentence
+    assert not any(row.name.startswith(("recall", "follow")) for row in found.results)
+
+
+# --- the zoo itself is tested ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["honest_state", "honest_hybrid", "writer_for_reader"])
+@pytest.mark.parametrize("cheat", ["NOT-PROVEN", "REFUTED", "INVALID"])
+def test_an_honest_model_labelled_as_a_cheater_turns_the_suite_red(name: str, cheat: str) -> None:
+    wrong = dataclasses.replace(ZOO[name], verdict=cheat)
+    with pytest.raises(AssertionError, match="CERTIFIED"):
+        check(certificate_of(name, 0), wrong)
+
+
+@pytest.mark.parametrize("name", ["side_notes", "label_leak", "relay"])
+def test_a_cheater_labelled_as_honest_turns_the_suite_red(name: str) -> None:
+    with pytest.raises(AssertionError, match=ZOO[name].verdict):
+        check(certificate_of(name, 0), dataclasses.replace(ZOO[name], verdict="CERTIFIED"))
+    with pytest.raises(AssertionError):
+        check(certificate_of(name, 0), dataclasses.replace(ZOO[name], says="answers from that one"))
+
+
+def questions_at(distance: int, *, seed: int, accept: Callable | None = None) -> tuple[KvRecall, Questions]:
+    task = KvRecall(VOCABULARY, n_pairs=16, distance=f"fixed:{distance}")
+    return task, ask(task, n=N, seed=seed, accept=accept)
+
+
+def share(said: Tensor, answers: Tensor) -> float:
+    return float((said == answers).float().mean())
+
+
+def after(
+    model: Animal, distance: int, at: int, change: Intervention, *, seed: int, accept: Callable | None = None
+) -> tuple[float, float, float]:
+    """Shares of answers that are right untouched, still right after a change at `at`, and the donor's after it."""
+    task, questions = questions_at(distance, seed=seed, accept=accept)
+    giver = donors(task, questions, kind="values", seed=seed)
+    with torch.no_grad():
+        mine, theirs = (model.prefill(q.prompts[:, :at])[1] for q in (questions, giver))
+        rest = questions.prompts[:, at:]
+        plain, changed = (top(model.resume(s, rest)[0][:, -1]) for s in (mine, change(mine, theirs)))
+    return share(plain, questions.answers), share(changed, questions.answers), share(changed, giver.answers)
+
+
+PAIRS_END = 1 + 2 * 16
+
+
+@pytest.mark.parametrize(("name", "zeroed"), [("relay", 1), ("fragile_norm", 0)])
+def test_beyond_one_window_is_no_proof(name: str, zeroed: float) -> None:
+    """A relay recalls at more than a window, and a zeroed memory stops it if it needs one of some size."""
+    model = ZOO[name].build(0)
+    reach, at = int(model.horizon), PAIRS_END + 3
+    assert reach > 2 * WINDOW
+
+    def within(query: Query) -> bool:
+        return WINDOW < (query.distance or 0) < reach  # the last of the reach is the convolution's, for the key
+
+    assert after(model, WINDOW + 1, at, Transplant(), seed=0, accept=within) == (1, 1, 0)
+    assert after(model, WINDOW + 1, at, Zero(), seed=0, accept=within) == (1, zeroed, 0)
+
+
+def test_zeroing_takes_the_half_leak_for_a_memory() -> None:
+    model, at = animals.half_leak(0), PAIRS_END + 20
+    plain, zeroed, _ = after(model, 40, at, Zero(), seed=0)
+    assert plain == 1
+    assert 0.3 < zeroed < 0.7
+    assert after(model, 40, at, Transplant(), seed=0) == pytest.approx((1, zeroed, 1 - zeroed))
+
+
+def test_a_swap_behind_the_pairs_is_undone_by_a_window() -> None:
+    """The window still holds the old pairs and writes them over the donor's: the honest would be condemned."""
+    model = animals.late_writer(0)
+    reach = int(model.horizon)
+    assert after(model, 8 * reach, PAIRS_END, Transplant(), seed=0) == (1, 1, 0)
+    assert after(model, 8 * reach, PAIRS_END + reach + 1, Transplant(), seed=0) == (1, 0, 1)
+
+
+def test_a_swap_elsewhere_is_not_undone() -> None:
+    """The window writes back for a few tokens only; the certificate's boundary is the one place where that works."""
+    model, distance = animals.write_back(0), 8 * 21
+    for at, kept in ((animals.BOUNDARY, 1), (animals.BOUNDARY - 40, 0), (animals.BOUNDARY + 20, 0)):
+        assert after(model, distance, at, Transplant(), seed=0)[1:] == (kept, 1 - kept)
+
+
+def test_a_leak_at_cues_is_caught_where_there_is_an_answer() -> None:
+    """Changing the text from an answer on moves the logits of its cue."""
+    task = KvRecall(VOCABULARY, n_pairs=8, n_queries=4, distance="fixed:20")
+    episodes = list(task.episodes(0, "test", 3))
+    ids = torch.stack([torch.from_numpy(episode.tokens) for episode in episodes])
+    answers = [query.query_position + 1 for query in episodes[0].queries]
+    assert suffix_change(animals.honest_hybrid(0), ids, positions=answers).passed
+    leaky = animals.label_leak_at_cues(0)
+    assert not suffix_change(leaky, ids, positions=answers).passed
+    assert suffix_change(leaky, ids, positions=[at + 1 for at in answers]).passed, "nowhere else"
+
+
+def test_the_map_is_known_by_heart() -> None:
+    """The memoriser answers its own map, and only that one."""
+    model = animals.memorised_map(0)
+    _, questions = questions_at(40, seed=0)
+    keys = torch.tensor([episode.queries[0].key[-1] for episode in questions.episodes]) - VOCABULARY.keys.start
+    known = model.blocks[2].mixer.table[keys] + VOCABULARY.values.start - 1  # type: ignore[index, union-attr]
+    assert share(answers_of(model, questions.prompts), known) == 1
+    assert share(answers_of(model, questions.prompts), questions.answers) < 0.1
