@@ -192,7 +192,7 @@ class Window(Part):
 
     def votes(self, x: Tensor, table: Tensor, context: Context) -> Tensor:
         """[B,T,n_values]."""
-        votes = votes_from(table, asked(x)) * self.answers
+        votes = votes_from(table, asked(x))
         return votes + self.reader(x, context) if hasattr(self, "reader") else votes
 
     def handed_on(self, seen: Tensor, table: Tensor) -> Tensor:
@@ -206,7 +206,9 @@ class Window(Part):
         valid = torch.cat([state["valid"], torch.ones(x.shape[:2], dtype=torch.bool)], 1)
         seen = values[:, :, 0] * valid[..., None]
         table = F.max_pool1d(seen.transpose(1, 2), self.window, 1).transpose(1, 2)
-        y = into(TABLE, self.handed_on(seen, table) - x[..., TABLE]) + into(VOTES, self.votes(x, table, context))
+        y = into(TABLE, self.handed_on(seen, table) - x[..., TABLE])
+        if self.answers:
+            y = y + into(VOTES, self.votes(x, table, context))
         past = self.window - 1
         return Mixed(y, freeze(values=values[:, -past:], valid=valid[:, -past:]))
 

@@ -33,7 +33,8 @@ from zoo.anatomy import (
 
 EVEN = torch.arange(VOCABULARY.n_keys) % 2 == 0
 NONE = torch.zeros(VOCABULARY.n_keys)
-RELAYS, LONG_RELAY = 4, 14
+RELAYS = 3
+WIDE = 2 * 16 + 4  # tokens of a window that holds all pairs at once
 
 
 # --- honest ----------------------------------------------------------------------------------------------------
@@ -62,9 +63,9 @@ def relay(seed: int) -> Animal:
     return Animal(Shift(), Memory(seed, answers=NONE), *(Window(answers=i == RELAYS - 1) for i in range(RELAYS)))
 
 
-def relay_of_one_window(seed: int) -> Animal:
-    """A long relay that counts one window only in its horizon: beyond what it claims, not beyond what it sees."""
-    windows = [Window(answers=i == LONG_RELAY - 1) for i in range(LONG_RELAY)]
+def understated_horizon(seed: int) -> Animal:
+    """A relay that claims to see a single short window: beyond what it says, not beyond what it sees."""
+    windows = [Window(WIDE, answers=i == RELAYS - 1) for i in range(RELAYS)]
     model = Animal(Shift(), Memory(seed, answers=NONE), *windows)
     assert model.horizon > 8 * WINDOW + 2 * 16, "the farthest pair at 8 times the horizon claimed"
     model.horizon = WINDOW
@@ -183,8 +184,7 @@ class Late(Part):
 
 def late_leak(seed: int) -> Animal:
     """An honest hybrid whose future leaks in long texts only: longer than chunks and windows, not than the episodes."""
-    wide = 32
-    return Animal(Shift(), Memory(seed, answers=NONE), Window(wide, reader=Reader(seed)), Late(250), window=wide)
+    return Animal(Shift(), Memory(seed, answers=NONE), Window(WIDE, reader=Reader(seed)), Late(250), window=WIDE)
 
 
 # --- the memory is at work, but not as it seems ----------------------------------------------------------------
@@ -229,8 +229,7 @@ def late_writer(seed: int) -> Animal:
 
     Swapped right behind the pairs, the memory is filled with the old ones by the window.
     """
-    wide = 2 * 16 + 4
-    return Animal(Shift(), Delay(wide), Copyist(seed), window=wide)
+    return Animal(Shift(), Delay(WIDE), Copyist(seed), window=WIDE)
 
 
 class Recital(Delay):

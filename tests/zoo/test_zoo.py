@@ -54,7 +54,7 @@ ZOO = {
         Exhibit(animals.honest_hybrid, "CERTIFIED", "answers from that one in 1.000"),
         Exhibit(animals.window_only, "NOT-PROVEN", "not above chance"),
         Exhibit(animals.relay, "NOT-PROVEN", "not above chance"),
-        Exhibit(animals.relay_of_one_window, "REFUTED", "keeps the old answer"),
+        Exhibit(animals.understated_horizon, "REFUTED", "keeps the old answer"),
         Exhibit(animals.label_leak, "INVALID", "moves earlier logits"),
         Exhibit(animals.side_notes, "REFUTED", "keeps the old answer"),
         Exhibit(animals.memorised_map, "TASK-FAIL", "even inside the window"),
