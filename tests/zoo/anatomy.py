@@ -21,9 +21,11 @@ from groundthink.layers import Context, Mixed, State, freeze
 from groundthink.model import Snapshot
 from groundthink.tasks import Vocabulary
 
-VOCABULARY = Vocabulary(text=4, n_specials=8, n_keys=20, n_values=64, n_filler=8)
+VOCABULARY = Vocabulary(text=4, n_specials=8, n_keys=10, n_values=64, n_filler=8)
+N_PAIRS = 8
+PAIRS_END = 1 + 2 * N_PAIRS  # tokens before the filler
 WINDOW = 8
-KEY_DIM = 32  # more than keys, so that 20 of them are exactly orthogonal
+KEY_DIM = 16  # more than keys, so that all of them are orthogonal, and one direction is left for no key at all
 RETAINED = 0.9995  # of a memory, a token: after the longest episode here still 0.8
 
 _V, _K, _N = VOCABULARY.size, VOCABULARY.n_keys, VOCABULARY.n_values
@@ -71,10 +73,16 @@ def into(field: slice, y: Tensor) -> Tensor:
 
 
 def codes(seed: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal codes of keys [n_keys,KEY_DIM] and values [n_values,n_values], other ones for every seed."""
+    """Orthonormal codes of keys [KEY_DIM,KEY_DIM] and values [n_values,n_values], other ones for every seed."""
     generator = torch.Generator().manual_seed(seed)
     keys, values = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for n in (KEY_DIM, _N))
-    return keys[:_K], values
+    return keys, values
+
+
+def encode(key: Tensor, code: Tensor) -> Tensor:
+    """[B,T,n_keys] of at most one 1 to a code [B,T,1,KEY_DIM] of length 1, as every G layer's keys have."""
+    none = F.pad(1 - key.sum(-1, keepdim=True), (0, KEY_DIM - _K - 1))
+    return (torch.cat([key, none], -1) @ code)[:, :, None]
 
 
 class Part(nn.Module):
@@ -127,23 +135,23 @@ class Memory(Part):
         """An empty memory."""
         return {"memory": torch.zeros(rows, 1, KEY_DIM, _N)}
 
-    def binding(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def binding(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key, value and write strength of each token, as `pair`."""
-        del context
         return pair(x)
 
     def forward(self, x: Tensor, state: State, context: Context) -> Mixed:
         """See `Part`."""
-        key, value, strength = self.binding(x, context)
+        key, value, strength = self.binding(x)
         memory = ops.write(
-            self.hook_k((key @ self.key_code)[:, :, None]),
+            self.hook_k(encode(key, self.key_code)),
             self.hook_v((value @ self.value_code)[:, :, None]),
             log_decay=self.hook_log_decay(torch.full_like(strength, RETAINED).log()[..., None]),
             beta=self.hook_beta(strength[..., None]),
             initial_state=state["memory"],
         )
-        query = self.hook_q((asked(x) * self.answers @ self.key_code)[:, :, None])
-        read = self.hook_own_read(memory.read(query, scale=1.0).flatten(2))
+        query = asked(x)
+        read = memory.read(self.hook_q(encode(query, self.key_code)), scale=1.0).flatten(2)
+        read = self.hook_own_read(read * (query * self.answers).sum(-1, keepdim=True))
         return Mixed(into(VOTES, read @ self.value_code.T), freeze(memory=memory.final_state), memory)
 
 
@@ -157,12 +165,12 @@ class Reader(nn.Module):
         self.hook_query, self.hook_read = nn.Identity(), nn.Identity()
 
     def query(self, x: Tensor) -> Tensor:
-        """What to ask, [B,T,KEY_DIM]."""
-        return asked(x) @ self.key_code
+        """What to ask, [B,T,1,KEY_DIM]."""
+        return encode(asked(x), self.key_code)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Votes [B,T,n_values]."""
-        query = self.hook_query(self.query(x)[:, :, None, None])
+        query = self.hook_query(self.query(x)[:, :, None])
         read = self.hook_read(context.memories[-1].read(query[:, :, 0], scale=1.0).flatten(2))
         return self.weight * (read @ self.value_code.T)
 

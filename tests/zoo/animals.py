@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 
 from groundthink.layers import Context, Mixed, State, freeze
 from zoo.anatomy import (
+    PAIRS_END,
     TABLE,
     TOKEN,
     VOCABULARY,
@@ -25,6 +26,7 @@ from zoo.anatomy import (
     Window,
     asked,
     codes,
+    encode,
     into,
     table_of,
     values_in,
@@ -34,7 +36,7 @@ from zoo.anatomy import (
 EVEN = torch.arange(VOCABULARY.n_keys) % 2 == 0
 NONE = torch.zeros(VOCABULARY.n_keys)
 RELAYS = 3
-WIDE = 2 * 16 + 4  # tokens of a window that holds all pairs at once
+WIDE = PAIRS_END + 3  # tokens of a window that holds all pairs at once
 
 
 # --- honest ----------------------------------------------------------------------------------------------------
@@ -65,9 +67,9 @@ def relay(seed: int) -> Animal:
 
 def understated_horizon(seed: int) -> Animal:
     """A relay that claims to see a single short window: beyond what it says, not beyond what it sees."""
-    windows = [Window(WIDE, answers=i == RELAYS - 1) for i in range(RELAYS)]
+    windows = [Window(4 * WINDOW, answers=i == RELAYS - 1) for i in range(RELAYS)]
     model = Animal(Shift(), Memory(seed, answers=NONE), *windows)
-    assert model.horizon > 8 * WINDOW + 2 * 16, "the farthest pair at 8 times the horizon claimed"
+    assert model.horizon > 8 * WINDOW + PAIRS_END, "the farthest pair at 8 times the horizon claimed"
     model.horizon = WINDOW
     return model
 
@@ -77,7 +79,7 @@ class Pulse(Reader):
 
     def query(self, x: Tensor) -> Tensor:
         """Every key at once, at every token."""
-        return self.key_code.sum(0).expand(*x.shape[:2], -1)
+        return self.key_code[: VOCABULARY.n_keys].sum(0).expand(*x.shape[:2], 1, -1)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """[B,T,1]."""
@@ -184,7 +186,7 @@ class Late(Part):
 
 def late_leak(seed: int) -> Animal:
     """An honest hybrid whose future leaks in long texts only: longer than chunks and windows, not than the episodes."""
-    return Animal(Shift(), Memory(seed, answers=NONE), Window(WIDE, reader=Reader(seed)), Late(250), window=WIDE)
+    return Animal(Shift(), Memory(seed, answers=NONE), Window(WIDE, reader=Reader(seed)), Late(150), window=WIDE)
 
 
 # --- the memory is at work, but not as it seems ----------------------------------------------------------------
@@ -204,24 +206,16 @@ class Delay(Window):
 
 
 class Copyist(Memory):
-    """Writes what the window above the first memory hands on; from token `start` to `stop` only, if given.
+    """Writes what the window below it hands on, one key a token. Its vote counts twice."""
 
-    One key a token. Its vote counts twice.
-    """
-
-    def __init__(self, seed: int, *, start: int = 0, stop: int | None = None) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__(seed, answers=torch.full((VOCABULARY.n_keys,), 2.0))
-        self.start, self.stop = start, stop
 
-    def binding(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def binding(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Memory`."""
         table = x[..., TABLE]
-        open_ = context.positions >= self.start
-        if self.stop is not None:
-            open_ = open_ & (context.positions < self.stop)
-        strength = (table.sum(-1) > 0) & open_
-        one = torch.ones_like(table)
-        return (table > 0).to(x.dtype), votes_from(table, one), strength.to(x.dtype)
+        key = (table > 0).to(x.dtype)
+        return key, votes_from(table, torch.ones_like(table)), key.sum(-1)
 
 
 def late_writer(seed: int) -> Animal:
@@ -242,18 +236,16 @@ class Recital(Delay):
     def taken_in(self, x: Tensor, context: Context) -> Tensor:
         """See `Window`."""
         turn = one_hot(context.positions % VOCABULARY.n_keys, VOCABULARY.n_keys).to(x.dtype)
-        query = (turn @ self.key_code)[:, :, None]
-        best = (context.memories[-1].read(query, scale=1.0).flatten(2) @ self.value_code.T).max(-1)
+        best = (context.memories[-1].read(encode(turn, self.key_code), scale=1.0).flatten(2) @ self.value_code.T).max(
+            -1
+        )
         return turn * ((best.indices + 1) * (best.values > 0.5))[..., None]
 
 
-BOUNDARY = 116  # where the certificate will swap: this animal knows
-
-
 def write_back(seed: int) -> Animal:
-    """A window remembers what the first memory said; right after the swap, a second memory takes it down for good.
+    """Honest: one memory holds the pairs, a window recites them in turn, and a second memory takes that down again.
 
-    The first memory did carry the answer so far, and after the swap it is another's; but the old answer stays.
+    After a swap of both memories the window still recites the old ones and writes them over the donor's, one lag long;
+    the memories do carry the answer, so a lag later all is the donor's.
     """
-    copyist = Copyist(seed, start=BOUNDARY, stop=BOUNDARY + VOCABULARY.n_keys)
-    return Animal(Shift(), Memory(seed), Recital(seed), copyist, window=VOCABULARY.n_keys + 1)
+    return Animal(Shift(), Memory(seed), Recital(seed), Copyist(seed), window=VOCABULARY.n_keys + 1)

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from groundthink.probes import Intervention, Questions, Transplant, Zero, ask, causality, certify
 from groundthink.probes.causality import shortest_text, suffix_change
+from groundthink.probes.key_edits import rewrite_rows
+from groundthink.probes.prefilled import Prefilled
+from groundthink.probes.readers import reader_rows
 from groundthink.probes.recall import answers_of, top
-from groundthink.probes.transplant import donors
+from groundthink.probes.transplant import at_boundary, donors, least_distance
 from groundthink.records import Certificate
 from groundthink.tasks import Query
 from groundthink.tasks.kv_recall import KvRecall
 from zoo import animals
-from zoo.anatomy import VOCABULARY, WINDOW, Animal
+from zoo.anatomy import N_PAIRS, PAIRS_END, VOCABULARY, WINDOW, Animal
 from zoo.leaks import FIVE, plant
 
 SEEDS = (0, 1, 2)
@@ -68,21 +71,21 @@ ZOO = {
 
 
 # What today's battery gets wrong, with the right verdict beside it. Strict: once it is right, this turns red and the
-# exhibit moves up. Below, each has a test that shows what the battery would have to look at.
+# exhibit moves up. Below, each has a test that shows where the battery would have to look.
 MISJUDGED = {
     exhibit.build.__name__: exhibit
     for exhibit in (
-        # CERTIFIED today: no text of the causality probe holds an answered question with the answer at a position p.
+        # CERTIFIED, or by luck INVALID for another reason: no text shown to the causality probe holds an answer.
         Exhibit(animals.label_leak_at_cues, "INVALID", "moves earlier logits"),
-        # REFUTED today, from one boundary; at any other one the answer follows the memory, as it did all along.
-        Exhibit(animals.write_back, "NOT-PROVEN", "does not follow the memory"),
+        # NOT-PROVEN, with 400 episodes even REFUTED: swapped R before the question, which is no more than one lag.
+        Exhibit(animals.write_back, "CERTIFIED", "answers from that one in 1.000"),
     )
 }
 
 
 @functools.cache
 def certificate_of(name: str, seed: int) -> Certificate:
-    return certify((ZOO | MISJUDGED)[name].build(seed), vocabulary=VOCABULARY, n=N, seed=seed)
+    return certify((ZOO | MISJUDGED)[name].build(seed), vocabulary=VOCABULARY, n_pairs=N_PAIRS, n=N, seed=seed)
 
 
 def check(found: Certificate, exhibit: Exhibit) -> None:
@@ -116,7 +119,7 @@ def test_every_leak_is_caught(leak: str, seed: int) -> None:
     for name in ("causality/suffix", "causality/gradient"):
         assert rows[name].verdict == "fail", rows[name]
         assert rows[name].value > 0
-    found = certify(model, vocabulary=VOCABULARY, n=N, seed=seed)
+    found = certify(model, vocabulary=VOCABULARY, n_pairs=N_PAIRS, n=N, seed=seed)
     assert found.verdict == "INVALID", found.sentence
     assert "moves earlier logits" in found.sentence
     assert not any(row.name.startswith(("recall", "follow")) for row in found.results)
@@ -142,7 +145,7 @@ def test_a_cheater_labelled_as_honest_turns_the_suite_red(name: str) -> None:
 
 
 def questions_at(distance: int, *, seed: int, accept: Callable | None = None) -> tuple[KvRecall, Questions]:
-    task = KvRecall(VOCABULARY, n_pairs=16, distance=f"fixed:{distance}")
+    task = KvRecall(VOCABULARY, n_pairs=N_PAIRS, distance=f"fixed:{distance}")
     return task, ask(task, n=N, seed=seed, accept=accept)
 
 
@@ -163,9 +166,6 @@ def after(
     return share(plain, questions.answers), share(changed, questions.answers), share(changed, giver.answers)
 
 
-PAIRS_END = 1 + 2 * 16
-
-
 @pytest.mark.parametrize(("name", "zeroed"), [("relay", 1), ("fragile_norm", 0)])
 def test_beyond_one_window_is_no_proof(name: str, zeroed: float) -> None:
     """A relay recalls at more than a window, and a zeroed memory stops it if it needs one of some size."""
@@ -180,11 +180,41 @@ def test_beyond_one_window_is_no_proof(name: str, zeroed: float) -> None:
     assert after(model, WINDOW + 1, at, Zero(), seed=0, accept=within) == (1, zeroed, 0)
 
 
+def prefilled(name: str) -> Prefilled:
+    model = ZOO[name].build(0)
+    reach = int(model.horizon)
+    task, questions = questions_at(max(8 * reach, least_distance(reach)), seed=0)
+    return at_boundary(model, task, questions, horizon=reach, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        *((name, (1, 1)) for name in ("honest_state", "honest_hybrid", "writer_for_reader")),
+        *((name, (0, 0)) for name in ("window_only", "relay", "fragile_norm", "memorised_map", "side_notes")),
+        ("half_leak", (0.3, 0.7)),  # a half and 3 sigma of 60
+    ],
+)
+def test_a_rewritten_key_is_followed_as_far_as_the_memory_is_read(name: str, shares: tuple[float, float]) -> None:
+    follow, others = rewrite_rows(prefilled(name), seed=0)
+    assert shares[0] <= follow.value <= shares[1]
+    assert follow.verdict == ("pass" if shares[0] == 1 else "fail")
+    assert others.verdict == "pass", "one key is one key"
+
+
+@pytest.mark.parametrize(("name", "later"), [("honest_hybrid", 1), ("writer_for_reader", 0)])
+def test_the_writers_read_is_not_taken_for_a_later_one(name: str, later: int) -> None:
+    """Both follow a whole transplant and both have a later layer that reads; only one of them needs it."""
+    rows = {row.name: row for row in reader_rows(prefilled(name))}
+    assert (rows["readers/follow"].value, rows["writer/follow"].value) == (later, 1 - later)
+    assert rows["readers/follow"].verdict == ("pass" if later else "fail")
+
+
 def test_zeroing_takes_the_half_leak_for_a_memory() -> None:
     model, at = animals.half_leak(0), PAIRS_END + 20
     plain, zeroed, _ = after(model, 40, at, Zero(), seed=0)
     assert plain == 1
-    assert 0.3 < zeroed < 0.7
+    assert 0.3 < zeroed < 0.7  # 3 sigma of 60
     assert after(model, 40, at, Transplant(), seed=0) == pytest.approx((1, zeroed, 1 - zeroed))
 
 
@@ -196,11 +226,14 @@ def test_a_swap_behind_the_pairs_is_undone_by_a_window() -> None:
     assert after(model, 8 * reach, PAIRS_END + reach + 1, Transplant(), seed=0) == (1, 0, 1)
 
 
-def test_a_swap_elsewhere_is_not_undone() -> None:
-    """The window writes back for a few tokens only; the certificate's boundary is the one place where that works."""
-    model, distance = animals.write_back(0), 8 * 21
-    for at, kept in ((animals.BOUNDARY, 1), (animals.BOUNDARY - 40, 0), (animals.BOUNDARY + 20, 0)):
-        assert after(model, distance, at, Transplant(), seed=0)[1:] == (kept, 1 - kept)
+def test_a_window_writes_back_for_one_lag() -> None:
+    """R before the question is too late for a swap: what the window wrote since then has not been written over."""
+    model = animals.write_back(0)
+    reach = int(model.horizon)
+    distance = 8 * reach
+    end = PAIRS_END + distance - 2  # where the question begins
+    assert after(model, distance, end - 2 * reach - 2, Transplant(), seed=0) == (1, 0, 1)
+    assert after(model, distance, end - reach, Transplant(), seed=0)[1] > 0.5
 
 
 def test_a_leak_at_cues_is_caught_where_there_is_an_answer() -> None:
@@ -222,4 +255,4 @@ def test_the_map_is_known_by_heart() -> None:
     keys = torch.tensor([episode.queries[0].key[-1] for episode in questions.episodes]) - VOCABULARY.keys.start
     known = model.blocks[2].mixer.table[keys] + VOCABULARY.values.start - 1  # type: ignore[index, union-attr]
     assert share(answers_of(model, questions.prompts), known) == 1
-    assert share(answers_of(model, questions.prompts), questions.answers) < 0.1
+    assert share(answers_of(model, questions.prompts), questions.answers) < 0.1  # guessing: 1 in 64
