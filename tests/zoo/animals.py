@@ -236,9 +236,8 @@ class Recital(Delay):
     def taken_in(self, x: Tensor, context: Context) -> Tensor:
         """See `Window`."""
         turn = one_hot(context.positions % VOCABULARY.n_keys, VOCABULARY.n_keys).to(x.dtype)
-        best = (context.memories[-1].read(encode(turn, self.key_code), scale=1.0).flatten(2) @ self.value_code.T).max(
-            -1
-        )
+        read = context.memories[-1].read(encode(turn, self.key_code), scale=1.0).flatten(2)
+        best = (read @ self.value_code.T).max(-1)
         return turn * ((best.indices + 1) * (best.values > 0.5))[..., None]
 
 
