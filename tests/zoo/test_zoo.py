@@ -16,11 +16,9 @@ from torch import Tensor
 
 from groundthink.probes import Intervention, Questions, Transplant, Zero, ask, causality, certify
 from groundthink.probes.causality import shortest_text, suffix_change
-from groundthink.probes.key_edits import rewrite_rows
-from groundthink.probes.prefilled import Prefilled
-from groundthink.probes.readers import reader_rows
 from groundthink.probes.recall import answers_of, top
-from groundthink.probes.transplant import at_boundary, donors, least_distance
+from groundthink.probes.transplant import donors
+from groundthink.probes.verdict import BY_HORIZON, CAUSALLY
 from groundthink.records import Certificate
 from groundthink.tasks import Query
 from groundthink.tasks.kv_recall import KvRecall
@@ -33,6 +31,11 @@ SEEDS = (0, 1, 2)
 N = 60
 
 
+REWRITE, ERASE, READERS = "rewrite/follow@8R", "erase/target@8R", "readers/follow@8R"
+EDITED = {REWRITE: "pass", "rewrite/others@8R": "pass", ERASE: "pass", "erase/others@8R": "pass"}
+NOT_EDITED = {REWRITE: "fail", ERASE: "fail"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Exhibit:
     """What the certificate has to say of an animal.
@@ -41,71 +44,80 @@ class Exhibit:
         build: seed to model.
         verdict: the right one.
         says: words of the sentence: the right verdict for the wrong reason is wrong.
-        rows: further rows whose verdict matters.
+        rows: further rows that must have this verdict.
+        by_horizon: whether it follows from distances alone that some state carried the answer; None leaves it open.
     """
 
     build: Callable[[int], Animal]
     verdict: str
     says: str
     rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    by_horizon: bool | None = False
+
+    @property
+    def name(self) -> str:
+        return self.build.__name__
 
 
-ZOO = {
-    exhibit.build.__name__: exhibit
-    for exhibit in (
-        Exhibit(animals.honest_state, "CERTIFIED", "answers from that one in 1.000"),
-        Exhibit(animals.honest_hybrid, "CERTIFIED", "answers from that one in 1.000"),
-        Exhibit(animals.window_only, "NOT-PROVEN", "not above chance"),
-        Exhibit(animals.relay, "NOT-PROVEN", "not above chance"),
-        Exhibit(animals.understated_horizon, "REFUTED", "keeps the old answer"),
-        Exhibit(animals.label_leak, "INVALID", "moves earlier logits"),
-        Exhibit(animals.side_notes, "REFUTED", "keeps the old answer"),
-        Exhibit(animals.memorised_map, "TASK-FAIL", "even inside the window"),
-        Exhibit(animals.fragile_norm, "NOT-PROVEN", "not above chance"),
-        Exhibit(animals.half_leak, "PARTIAL", "of its recall follows the memory"),
-        Exhibit(animals.late_leak, "INVALID", "moves earlier logits"),
-        Exhibit(animals.writer_for_reader, "CERTIFIED", "answers from that one in 1.000"),
-        Exhibit(animals.late_writer, "CERTIFIED", "answers from that one in 1.000"),
-    )
-}
-
-
+FOLLOWS, KEEPS, CHANCE = "answers from that one in 1.000", "keeps the old answer in 1.000", "is not above chance"
+FUTURE = "moves earlier logits"
+EXHIBITS = (
+    Exhibit(animals.honest_state, "CERTIFIED", FOLLOWS, EDITED, by_horizon=True),
+    Exhibit(animals.honest_hybrid, "CERTIFIED", FOLLOWS, {**EDITED, READERS: "pass"}, by_horizon=True),
+    Exhibit(animals.window_only, "NOT-PROVEN", CHANCE, {**NOT_EDITED, "window-share": "fail"}),
+    Exhibit(animals.relay, "NOT-PROVEN", CHANCE, NOT_EDITED),
+    Exhibit(animals.fragile_norm, "NOT-PROVEN", CHANCE, {**NOT_EDITED, READERS: "fail"}),
+    Exhibit(animals.memorised_map, "TASK-FAIL", "even inside the window"),
+    Exhibit(animals.label_leak, "INVALID", FUTURE),
+    Exhibit(animals.late_leak, "INVALID", FUTURE),
+    # A table beside the memory is a state too, so "some state" is true; from outside it might be a longer reach.
+    Exhibit(animals.side_notes, "REFUTED", KEEPS, NOT_EDITED, by_horizon=None),
+    Exhibit(animals.half_leak, "PARTIAL", "of its recall follows the memory", NOT_EDITED, by_horizon=True),
+    # Some state carried it, the memory in truth; that a later layer read it there is refuted.
+    Exhibit(animals.writer_for_reader, "CERTIFIED", FOLLOWS, {**EDITED, READERS: "fail"}, by_horizon=True),
+    # Pairs are not written where they stand, so an edit under the keys heard there misses them; a transplant does not.
+    Exhibit(animals.late_writer, "CERTIFIED", FOLLOWS, NOT_EDITED, by_horizon=True),
+)
 # What today's battery gets wrong, with the right verdict beside it. Strict: once it is right, this turns red and the
 # exhibit moves up. Below, each has a test that shows where the battery would have to look.
-MISJUDGED = {
-    exhibit.build.__name__: exhibit
-    for exhibit in (
-        # CERTIFIED, or by luck INVALID for another reason: no text shown to the causality probe holds an answer.
-        Exhibit(animals.label_leak_at_cues, "INVALID", "moves earlier logits"),
-        # NOT-PROVEN, with 400 episodes even REFUTED: swapped R before the question, which is no more than one lag.
-        Exhibit(animals.write_back, "CERTIFIED", "answers from that one in 1.000"),
-    )
-}
+MISJUDGED = (
+    # CERTIFIED, or by luck INVALID for another reason: no text shown to the causality probe holds an answer.
+    Exhibit(animals.label_leak_at_cues, "INVALID", FUTURE),
+    # PARTIAL or worse: swapped R before the question, which is one lag and no more.
+    Exhibit(animals.write_back, "CERTIFIED", FOLLOWS, by_horizon=True),
+    # The verdict is right. But CERTIFIED-BY-HORIZON holds beside it, and that follows from a horizon that is not true.
+    Exhibit(animals.understated_horizon, "REFUTED", KEEPS, NOT_EDITED, by_horizon=False),
+)
+ZOO = {exhibit.name: exhibit for exhibit in (*EXHIBITS, *MISJUDGED)}
+NAMES = [exhibit.name for exhibit in EXHIBITS]
 
 
 @functools.cache
 def certificate_of(name: str, seed: int) -> Certificate:
-    return certify((ZOO | MISJUDGED)[name].build(seed), vocabulary=VOCABULARY, n_pairs=N_PAIRS, n=N, seed=seed)
+    return certify(ZOO[name].build(seed), vocabulary=VOCABULARY, n_pairs=N_PAIRS, n=N, seed=seed)
 
 
 def check(found: Certificate, exhibit: Exhibit) -> None:
-    """Verdict, reason and rows are those of the exhibit."""
+    """Verdict, reason, rows and statements are those of the exhibit."""
     assert found.verdict == exhibit.verdict, found.sentence
     assert exhibit.says in found.sentence
     assert {name: found.result(name).verdict for name in exhibit.rows} == exhibit.rows
+    holds = {name: statement["holds"] for name, statement in found.statements.items()}
+    assert holds[CAUSALLY] == (exhibit.verdict == "CERTIFIED"), CAUSALLY
+    assert exhibit.by_horizon in (None, holds[BY_HORIZON]), BY_HORIZON
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_animal_gets_its_verdict(name: str, seed: int) -> None:
     check(certificate_of(name, seed), ZOO[name])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", MISJUDGED)
+@pytest.mark.parametrize("exhibit", MISJUDGED, ids=lambda exhibit: exhibit.name)
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the battery does not look there yet")
-def test_what_is_still_misjudged(name: str, seed: int) -> None:
-    check(certificate_of(name, seed), MISJUDGED[name])
+def test_what_is_still_misjudged(exhibit: Exhibit, seed: int) -> None:
+    check(certificate_of(exhibit.name, seed), exhibit)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -140,8 +152,16 @@ def test_an_honest_model_labelled_as_a_cheater_turns_the_suite_red(name: str, ch
 def test_a_cheater_labelled_as_honest_turns_the_suite_red(name: str) -> None:
     with pytest.raises(AssertionError, match=ZOO[name].verdict):
         check(certificate_of(name, 0), dataclasses.replace(ZOO[name], verdict="CERTIFIED"))
-    with pytest.raises(AssertionError):
-        check(certificate_of(name, 0), dataclasses.replace(ZOO[name], says="answers from that one"))
+    with pytest.raises(AssertionError, match=FOLLOWS):
+        check(certificate_of(name, 0), dataclasses.replace(ZOO[name], says=FOLLOWS))
+
+
+def test_a_wrong_row_or_statement_turns_the_suite_red() -> None:
+    found, exhibit = certificate_of("writer_for_reader", 0), ZOO["writer_for_reader"]
+    with pytest.raises(AssertionError, match=READERS):
+        check(found, dataclasses.replace(exhibit, rows={READERS: "pass"}))
+    with pytest.raises(AssertionError, match=BY_HORIZON):
+        check(found, dataclasses.replace(exhibit, by_horizon=False))
 
 
 def questions_at(distance: int, *, seed: int, accept: Callable | None = None) -> tuple[KvRecall, Questions]:
@@ -178,36 +198,6 @@ def test_beyond_one_window_is_no_proof(name: str, zeroed: float) -> None:
 
     assert after(model, WINDOW + 1, at, Transplant(), seed=0, accept=within) == (1, 1, 0)
     assert after(model, WINDOW + 1, at, Zero(), seed=0, accept=within) == (1, zeroed, 0)
-
-
-def prefilled(name: str) -> Prefilled:
-    model = ZOO[name].build(0)
-    reach = int(model.horizon)
-    task, questions = questions_at(max(8 * reach, least_distance(reach)), seed=0)
-    return at_boundary(model, task, questions, horizon=reach, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "shares"),
-    [
-        *((name, (1, 1)) for name in ("honest_state", "honest_hybrid", "writer_for_reader")),
-        *((name, (0, 0)) for name in ("window_only", "relay", "fragile_norm", "memorised_map", "side_notes")),
-        ("half_leak", (0.3, 0.7)),  # a half and 3 sigma of 60
-    ],
-)
-def test_a_rewritten_key_is_followed_as_far_as_the_memory_is_read(name: str, shares: tuple[float, float]) -> None:
-    follow, others = rewrite_rows(prefilled(name), seed=0)
-    assert shares[0] <= follow.value <= shares[1]
-    assert follow.verdict == ("pass" if shares[0] == 1 else "fail")
-    assert others.verdict == "pass", "one key is one key"
-
-
-@pytest.mark.parametrize(("name", "later"), [("honest_hybrid", 1), ("writer_for_reader", 0)])
-def test_the_writers_read_is_not_taken_for_a_later_one(name: str, later: int) -> None:
-    """Both follow a whole transplant and both have a later layer that reads; only one of them needs it."""
-    rows = {row.name: row for row in reader_rows(prefilled(name))}
-    assert (rows["readers/follow"].value, rows["writer/follow"].value) == (later, 1 - later)
-    assert rows["readers/follow"].verdict == ("pass" if later else "fail")
 
 
 def test_zeroing_takes_the_half_leak_for_a_memory() -> None:
