@@ -192,14 +192,14 @@ def gradient_leak(
     return change
 
 
-def causality(model: Model, ids: Tensor, *, seed: int = 0) -> tuple[ProbeResult, ...]:
+def causality(model: Model, ids: Tensor, *, seed: int = 0, positions: Iterable[int] = ()) -> tuple[ProbeResult, ...]:
     """The precondition C0: suffix change, gradient, isolation of rows and documents, and the sensitivity control.
 
     Args:
         ids: [B,T] int64 with B > 1, at least as long as the texts on which the model is judged.
         seed: of the replaced tokens and the drops.
     """
-    positions = edge_positions(ids.shape[1], window=model.sizes.window_size)
+    positions = sorted({*edge_positions(ids.shape[1], window=model.sizes.window_size), *positions})
     packed = packed_documents(ids) if takes_documents(model) else None
     suffix, apart, between, gradient = Change(), Change(), Change(), Change()
     gradient_asked = False

@@ -29,7 +29,14 @@ def texts(bench: Bench, longest: int) -> Tensor:
 
 def run_causality(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
     """C0, on random tokens and on the very episodes asked."""
-    yield from causality(bench.model, texts(bench, LONGEST_CAUSALITY), seed=bench.seed)
+    ids = texts(bench, LONGEST_CAUSALITY)
+    asked = bench.task.with_options(n_queries=4)
+    (episode,) = asked.episodes(bench.seed_of("answered"), "test", 1)
+    # A leak may open at a question only, so one row ends with answered ones; changes begin at the answers.
+    ids[1, -len(episode.tokens) :] = torch.from_numpy(episode.tokens)
+    shift = ids.shape[1] - len(episode.tokens)
+    answers = [shift + query.query_position + 1 for query in episode.queries]
+    yield from causality(bench.model, ids, seed=bench.seed, positions=answers)
 
 
 def run_parity(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:

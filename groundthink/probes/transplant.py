@@ -76,7 +76,9 @@ def boundary(questions: Questions, horizon: int) -> int:
             where="transplant",
             fix=f"ask at a distance of at least {least_distance(horizon)}",
         )
-    return high
+    # What windows hold at t* is written into the memories above them for R tokens more; another 2 R let it be written
+    # over, as long as the filler has that much on either side.
+    return max((low + high) // 2, high - 2 * horizon)
 
 
 def donors(task: KvRecall, questions: Questions, *, kind: str, seed: int) -> Questions:

@@ -77,9 +77,10 @@ def judge(
         found = [(point, *_at(point, rows, passed, points, cuts, finite)) for point in cuts]
         lengths = tuple({"point": p, "verdict": v, "reason": r} for p, v, r in found)
         verdict, reason = _overall(lengths)
+    refuted = verdict == "REFUTED"
     valid = not broken and near is not None and near.verdict == "pass"
     statements = {
-        BY_HORIZON: _by_horizon(rows, passed, points, finite=finite, valid=valid),
+        BY_HORIZON: _by_horizon(rows, passed, points, finite=finite, valid=valid, refuted=refuted),
         CAUSALLY: _causally(rows, passed, cuts, valid=valid),
     }
     return Judgement(verdict, reason, lengths, statements, adjusted)
@@ -218,15 +219,27 @@ def _overall(lengths: Sequence[Mapping[str, str]]) -> tuple[str, str]:
 
 
 def _by_horizon(
-    rows: Mapping[str, ProbeResult], passed: set[str], points: Sequence[str], *, finite: bool, valid: bool
+    rows: Mapping[str, ProbeResult],
+    passed: set[str],
+    points: Sequence[str],
+    *,
+    finite: bool,
+    valid: bool,
+    refuted: bool,
 ) -> dict[str, Any]:
-    """Deductive: R is finite, nothing leaks, the data do not tell, and there is recall beyond R: a state carried it."""
+    """Deductive: R is finite, nothing leaks, the data do not tell, and there is recall beyond R: a state carried it.
+
+    Where an answer outlives its memory, R may be longer than the model says; then nothing follows from it.
+    """
     missed = [f"recall@{p}" for p in points if f"recall@{p}" not in passed]
     data = [name for name in rows if name.startswith("data/")]
     if not finite:
         return {"holds": False, "because": "the receptive horizon is infinite"}
     if not valid:
         return {"holds": False, "because": "a precondition fails or the task is not understood"}
+    if refuted:
+        because = "answers outlive the memory: another tensor has them, or the horizon is longer than the model says"
+        return {"holds": False, "because": because}
     if not data:
         return {"holds": False, "because": "the data were not checked"}
     if missed:

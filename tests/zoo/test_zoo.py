@@ -77,18 +77,14 @@ EXHIBITS = (
     Exhibit(animals.writer_for_reader, "CERTIFIED", FOLLOWS, {**EDITED, READERS: "fail"}, by_horizon=True),
     # Pairs are not written where they stand, so an edit under the keys heard there misses them; a transplant does not.
     Exhibit(animals.late_writer, "CERTIFIED", FOLLOWS, NOT_EDITED, by_horizon=True),
-)
-# What today's battery gets wrong, with the right verdict beside it. Strict: once it is right, this turns red and the
-# exhibit moves up. Below, each has a test that shows where the battery would have to look.
-MISJUDGED = (
-    # CERTIFIED, or by luck INVALID for another reason: no text shown to the causality probe holds an answer.
+    # a leak that opens only where a question is answered
     Exhibit(animals.label_leak_at_cues, "INVALID", FUTURE),
-    # PARTIAL or worse: swapped R before the question, which is one lag and no more.
+    # windows may write an old answer back into memory for R more tokens
     Exhibit(animals.write_back, "CERTIFIED", FOLLOWS, by_horizon=True),
-    # The verdict is right. But CERTIFIED-BY-HORIZON holds beside it, and that follows from a horizon that is not true.
+    # refuted, so nothing follows from the horizon that the model states
     Exhibit(animals.understated_horizon, "REFUTED", KEEPS, NOT_EDITED, by_horizon=False),
 )
-ZOO = {exhibit.name: exhibit for exhibit in (*EXHIBITS, *MISJUDGED)}
+ZOO = {exhibit.name: exhibit for exhibit in EXHIBITS}
 NAMES = [exhibit.name for exhibit in EXHIBITS]
 
 
@@ -111,13 +107,6 @@ def check(found: Certificate, exhibit: Exhibit) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_animal_gets_its_verdict(name: str, seed: int) -> None:
     check(certificate_of(name, seed), ZOO[name])
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("exhibit", MISJUDGED, ids=lambda exhibit: exhibit.name)
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the battery does not look there yet")
-def test_what_is_still_misjudged(exhibit: Exhibit, seed: int) -> None:
-    check(certificate_of(exhibit.name, seed), exhibit)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
