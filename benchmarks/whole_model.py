@@ -109,7 +109,7 @@ def gate(arguments: argparse.Namespace) -> dict[str, float]:
             value = our_loss(model, ids)
         value.backward()
         every = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
-        found[exact] = float(value), torch.cat(every)
+        found[exact] = float(value.detach()), torch.cat(every)
     (loss, grads), (true_loss, true_grads) = found[False], found[True]
     return {
         "loss": abs(loss - true_loss) / true_loss,

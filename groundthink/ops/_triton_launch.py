@@ -191,7 +191,9 @@ def write_backward(
     dv, d_ends = torch.empty_like(errors), torch.empty_like(states)
     d_initial = gates.new_empty(batch, heads, key_dim, value_dim) if has_initial else None
     exact = {"RAW": raw, "EXACT": keys.dtype == torch.float32}
-    shared = {"K": key_dim, "V": value_dim, "READ": has_read, "IP": _precision(keys.dtype)}
+    # a raw error knows no decay from the token before it: what cancels there needs every bit of float32
+    precision = "ieee" if raw and keys.dtype == torch.float32 else _precision(keys.dtype)
+    shared = {"K": key_dim, "V": value_dim, "READ": has_read, "IP": precision}
     sizes = (length, n, *_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale)
     c = config("scan_backward", key_dim, value_dim, keys.dtype)
     backward.scan_backward_kernel[(batch * heads * (value_dim // c.block),)](

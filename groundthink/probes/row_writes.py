@@ -39,12 +39,16 @@ def run_writes(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
         return block.said(snapshot)
 
     answers, chance = prefilled.questions.answers, prefilled.questions.chance["in_context"]
-    without = prefilled.share(prefilled.said("blocked", blocked), answers)
-    yield ProbeResult(
-        f"writes/blocked@{bench.shortest.name}", without.rate, "pass" if without.high <= chance + KEEP else "fail",
-        f"With no write at the pairs it is right in {without}.",
-        low=without.low, high=without.high, n=without.n, chance=chance, threshold=chance + KEEP,
-    )  # fmt: skip
+    base = prefilled.share(prefilled.base(), answers)
+    if base.low <= chance + KEEP:
+        yield not_run(f"writes/blocked@{bench.shortest.name}", f"there is no recall to take away: {base}")
+    else:
+        without = prefilled.share(prefilled.said("blocked", blocked), answers)
+        yield ProbeResult(
+            f"writes/blocked@{bench.shortest.name}", without.rate, "pass" if without.high <= chance + KEEP else "fail",
+            f"With no write at the pairs it is right in {without}.",
+            low=without.low, high=without.high, n=without.n, chance=chance, threshold=chance + KEEP,
+        )  # fmt: skip
     said = prefilled.said("frozen", frozen)
     kept = prefilled.share(said, answers)
     pair = Paired.of((prefilled.base() == answers).tolist(), (said == answers).tolist())

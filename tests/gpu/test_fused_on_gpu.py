@@ -228,6 +228,7 @@ def test_model_against_plain_float64(autocast: bool) -> None:
     assert float(error) ** 0.5 < (0.03 if autocast else 1e-4) * float(size) ** 0.5  # type: ignore[operator]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, inside inductor
 def test_model_compiled_whole_equals_eager() -> None:
     net = model("GG", backend="triton")
     ids = torch.randint(0, 1000, (2, 130), device="cuda")
