@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.testing import do_bench
 
 from groundthink.ops import _reference, _triton_ops
+from groundthink.records import command_line
 
 # B, T, H, K, V
 SHAPES = ((8, 4096, 16, 128, 128), (4, 2048, 8, 64, 128), (32, 2048, 8, 64, 64), (1, 65536, 16, 128, 128))
@@ -206,7 +207,7 @@ def main() -> int:
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version.split()[0]}
         | peers.versions(),
         "commit": arguments.commit,
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "date": time.strftime("%Y-%m-%d"),
         "rows": rows,
     }

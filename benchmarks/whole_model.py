@@ -30,6 +30,7 @@ import torch  # noqa: E402 (the first step's clock includes the imports)
 from torch import Tensor, nn  # noqa: E402
 
 import groundthink as gt  # noqa: E402
+from groundthink.records import command_line  # noqa: E402
 
 # layers, width, hidden size of SwiGLU
 SIZES = {"G*12": (12, 768, 2048), "G*24": (24, 1024, 2752)}
@@ -294,7 +295,7 @@ def main() -> int:
         "hardware": torch.cuda.get_device_name(),
         "versions": versions(),
         "commit": arguments.commit,
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "date": time.strftime("%Y-%m-%d"),
         "accuracy": errors,
         "rows": rows,

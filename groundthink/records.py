@@ -189,6 +189,12 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def command_line() -> str:
+    """How this process was called; absolute paths, which mean nothing elsewhere, by their last part alone."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return " ".join(Path(word).name if word.startswith(("/", "~")) else word for word in words)
+
+
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Where a number comes from: commit, versions, machine, command. The same within one process."""
@@ -202,7 +208,7 @@ def provenance() -> dict[str, Any]:
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **versions},
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
     }
 
 

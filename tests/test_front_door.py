@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import groundthink
+from groundthink.records import command_line
 
 NAMES = [
     *("DeltaMemory", "write", "write_and_read"),
@@ -42,3 +43,8 @@ def test_everything_loads_where_triton_and_matplotlib_are_missing() -> None:
         "for name in groundthink.__all__: getattr(groundthink, name)\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_a_record_names_its_command_without_the_machine_s_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/groundthink", "certify", "runs/x", "--out", "/elsewhere/y.json"])
+    assert command_line() == "groundthink certify runs/x --out y.json"
