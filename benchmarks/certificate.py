@@ -1,0 +1,91 @@
+"""How long does a full certificate take here?
+
+    python benchmarks/certificate.py --size small                 # 2 layers, d 128; bar 3 minutes on two cores
+    python benchmarks/certificate.py --size 125M --device cuda   # 12 layers, d 768; bar 2 minutes on one H200
+
+The model first learns recall, so that every row is asked of something that answers; a certificate that ends early
+because there is nothing to certify would be quick for nothing, and the command then ends with code 1. `--model FOLDER`
+takes a trained run instead. Training is not part of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import groundthink as gt
+from groundthink.probes import certify
+from groundthink.records import provenance, to_json, write_whole
+from groundthink.tasks import Vocabulary
+
+LENGTH = 112  # the bootcamp's rows: what multiples are of
+SIZES: dict[str, list[str]] = {
+    "small": [],
+    "125M": [
+        "model.pattern=GGGS*3", "model.vocab_size=50304", "model.d_model=768", "model.d_ff=2048", "model.n_heads=6",
+        "model.head_dim=128", "model.value_dim=128", "optimizer.learning_rate=4.0e-4",
+    ],
+}  # fmt: skip
+
+
+def learn(size: str, seed: int, steps: int, device: str, folder: Path) -> gt.HybridForCausalLM:
+    """The demo's bootcamp alone: recall through the S layers, no language."""
+    recipe = gt.load_recipe("demo", [*SIZES[size], f"seed={seed}", f"device={device}", f"phases[0].steps={steps}"])
+    total = gt.train(recipe, folder, stop_at=steps)
+    print(f"trained for {total.step} steps: {total.metrics}", flush=True)
+    return gt.load(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=tuple(SIZES), default="small")
+    parser.add_argument("--model", type=Path, help="a trained run, in place of training one")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="of the bootcamp, at most: it ends when recall is learned"
+    )
+    parser.add_argument("--multiples", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--n", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    flags = parser.parse_args()
+    vocabulary = Vocabulary(**gt.load_recipe("demo").vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        given = flags.model or Path(folder) / "run"
+        model = gt.load(given) if flags.model else learn(flags.size, flags.seed, flags.steps, flags.device, given)
+    model = model.to(flags.device)
+    start = time.perf_counter()
+    certificate = certify(
+        model, vocabulary=vocabulary, n=flags.n, seed=flags.seed, trained_length=LENGTH, multiples=flags.multiples
+    )
+    if flags.device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    verdicts = Counter(result.verdict for result in certificate.results)
+    print(f"{certificate.verdict} in {seconds:.1f} s: {certificate.sentence}")
+    print("rows:", dict(verdicts))
+    record = {
+        "what": "seconds of a full certificate, training outside",
+        "seconds": seconds,
+        "verdict": certificate.verdict,
+        "rows": dict(verdicts),
+        "multiples": flags.multiples,
+        "n": flags.n,
+        "seed": flags.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": torch.cuda.get_device_name() if flags.device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "provenance": provenance(),
+    }
+    if flags.output:
+        write_whole(flags.output, to_json(record))
+    return int(certificate.verdict in ("INVALID", "TASK-FAIL"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
