@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.testing import do_bench
 
 from groundthink.ops import _reference, _triton_ops
+from groundthink.ops._shapes import WriteInputs
 from groundthink.records import command_line
 
 # B, T, H, K, V
@@ -55,7 +56,7 @@ def outcome(x: dict[str, Tensor], dtype: torch.dtype | None, weights: tuple[Tens
     scale = x["k"].shape[-1] ** -0.5
     gates = {"log_decay": x["g"], "beta": x["b"], "initial_state": None, "documents": None, "raw": False}
     if dtype is None:
-        parts, state, out = _triton_ops.write_and_read(x["k"], x["v"], x["q"], **gates, scale=scale)
+        parts, state, out = _triton_ops.write_and_read(WriteInputs(x["k"], x["v"], **gates), x["q"], scale=scale)
         again = _triton_ops.read(parts, x["k"], scale=scale)
     else:
         parts, state = _reference.write(x["k"], x["v"], **gates)
@@ -75,8 +76,7 @@ def gate(key_dim: int, value_dim: int) -> dict[str, float]:
 
 def ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     """The write with its own read, in the face of the peers."""
-    rest = {"initial_state": None, "documents": None, "raw": False, "scale": k.shape[-1] ** -0.5}
-    out = _triton_ops.write_and_read(k, v, q, log_decay=g, beta=beta, **rest)[2]
+    out = _triton_ops.write_and_read(WriteInputs(k, v, log_decay=g, beta=beta), q, scale=k.shape[-1] ** -0.5)[2]
     assert out is not None
     return out
 
@@ -134,10 +134,11 @@ def measure(shape: tuple[int, int, int, int, int]) -> dict[str, float]:
     x = inputs(*shape, seed=0)
     scale = shape[3] ** -0.5
     d_out = torch.randn_like(x["v"])
-    rest = {"initial_state": None, "documents": None, "raw": False, "scale": scale}
 
     def write(keep: bool) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor | None]:
-        return _triton_ops.write_and_read(x["k"], x["v"], x["q"], log_decay=x["g"], beta=x["b"], keep=keep, **rest)
+        return _triton_ops.write_and_read(
+            WriteInputs(x["k"], x["v"], log_decay=x["g"], beta=x["b"]), x["q"], scale=scale, keep=keep
+        )
 
     with torch.no_grad():
         result = {"forward": milliseconds(lambda: write(False))}

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from groundthink.errors import BackendError
 from groundthink.ops import _triton_launch as launch
 from groundthink.ops import _triton_step as step
-from groundthink.ops._shapes import expand_heads
+from groundthink.ops._shapes import WriteInputs, expand_heads
 
 WriteOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -324,25 +324,13 @@ def _kernel_dtype(keys: Tensor) -> torch.dtype:
 
 
 def write_and_read(
-    keys: Tensor,
-    values: Tensor,
-    queries: Tensor | None,
-    *,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    documents: Tensor | None,
-    raw: bool,
-    scale: float,
-    keep: bool = True,
+    inputs: WriteInputs, queries: Tensor | None, *, scale: float, keep: bool = True
 ) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor | None]:
     """Write, and where queries are given read in the same kernel.
 
     Args:
-        keys: [B,T,H,K], values: [B,T,HV,V], K and V at most 256; queries: [B,T,H or HV,K] or None.
-        log_decay, beta: [B,T,HV] float32.
-        initial_state: [B,HV,K,V] or None; documents: integer [B,T] or None.
-        raw: the error is taken before the decay.
+        inputs: keys [B,T,H,K] and values [B,T,HV,V], K and V at most 256, in bfloat16, half precision or float32.
+        queries: [B,T,H or HV,K] or None.
         scale: factor of what is read.
         keep: errors and states are stored for later reads. Where gradients are on and keep is False they are computed
             again by backward: less memory, about a forward pass more time.
@@ -353,33 +341,34 @@ def write_and_read(
     Raises:
         BackendError: a key or value size that has no kernel.
     """
+    keys, values, raw = inputs.keys, inputs.values, inputs.raw
     key_dim, value_dim = keys.shape[-1], values.shape[-1]
     wide = _width(key_dim, "keys"), _width(value_dim, "values")
     dtype = _kernel_dtype(keys)
     k, v = (launch.rows_contiguous(x.to(dtype)) for x in (keys, values))
     q = None if queries is None else launch.rows_contiguous(queries.to(dtype))
-    g, b = log_decay.float().contiguous(), beta.float().contiguous()
-    s = None if initial_state is None else initial_state.float().contiguous()
-    ids = None if documents is None else documents.to(torch.int32).contiguous()
+    g, b = inputs.log_decay.float().contiguous(), inputs.beta.float().contiguous()
+    s = None if inputs.initial_state is None else inputs.initial_state.float().contiguous()
+    ids = None if inputs.documents is None else inputs.documents.to(torch.int32).contiguous()
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (k, v, q, g, b, s))
     if keys.shape[1] == 1 and not differentiated and key_dim in STEP_SIZES and value_dim in STEP_SIZES:
         state = g.new_zeros(*v.shape[:1], *v.shape[2:3], k.shape[3], v.shape[3]) if s is None else s
         new = torch.empty_like(state)
         out = step.launch_step(k, v, q, g, b, state, new, raw=raw, scale=scale)
         return (new,) if keep else (), new, None if out is None else out.to(values.dtype)
-    inputs = (k, v, q, g, b, s, ids, raw, scale, keep)
+    given = (k, v, q, g, b, s, ids, raw, scale, keep)
     narrow = wide != (key_dim, value_dim)
     if narrow:
         wide_q, wide_s = None if q is None else _widen(q, wide[0]), None if s is None else _widen(s, *wide)
-        inputs = (_widen(k, wide[0]), _widen(v, wide[1]), wide_q, g, b, wide_s, ids, raw, scale, keep)
+        given = (_widen(k, wide[0]), _widen(v, wide[1]), wide_q, g, b, wide_s, ids, raw, scale, keep)
     if torch.compiler.is_compiling():  # the compiler sees the operator; without it the same functions run directly
-        out, final, errors, states, _, _, gamma, gates = triton_write(*inputs)
+        out, final, errors, states, _, _, gamma, gates = triton_write(*given)
     elif differentiated:
         aside: list[Tensor] = []
-        out, final, errors, states = _EagerWrite.apply(aside, *inputs)
+        out, final, errors, states = _EagerWrite.apply(aside, *given)
         gamma, gates = aside
     else:
-        out, final, errors, states, _, _, gamma, gates = _write(*inputs)
+        out, final, errors, states, _, _, gamma, gates = _write(*given)
     if narrow:
         out, final = out[..., :value_dim], final[..., :key_dim, :value_dim]
         if keep:
@@ -388,31 +377,9 @@ def write_and_read(
     return parts, final, None if q is None else out.to(values.dtype)
 
 
-def write(
-    keys: Tensor,
-    values: Tensor,
-    *,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    documents: Tensor | None,
-    raw: bool,
-    keep: bool = True,
-) -> tuple[tuple[Tensor | None, ...], Tensor]:
+def write(inputs: WriteInputs, *, keep: bool = True) -> tuple[tuple[Tensor | None, ...], Tensor]:
     """`write_and_read` without the read: (parts, final state)."""
-    parts, final, _ = write_and_read(
-        keys,
-        values,
-        None,
-        log_decay=log_decay,
-        beta=beta,
-        initial_state=initial_state,
-        documents=documents,
-        raw=raw,
-        scale=1.0,
-        keep=keep,
-    )
-    return parts, final
+    return write_and_read(inputs, None, scale=1.0, keep=keep)[:2]
 
 
 def read(parts: tuple[Tensor | None, ...], queries: Tensor, *, scale: float) -> Tensor:

@@ -114,13 +114,13 @@ class Triton:
 
     def write(self, inputs: WriteInputs, *, keep: bool) -> tuple[Parts, Tensor]:
         """See `Backend`."""
-        return _triton().write(**inputs.arguments(), keep=keep)
+        return _triton().write(inputs, keep=keep)
 
     def write_and_read(
         self, inputs: WriteInputs, queries: Tensor, *, scale: float, keep: bool
     ) -> tuple[Parts, Tensor, Tensor]:
         """See `Backend`."""
-        return _triton().write_and_read(**inputs.arguments(), queries=queries, scale=scale, keep=keep)
+        return _triton().write_and_read(inputs, queries, scale=scale, keep=keep)
 
     def read(self, parts: Parts, queries: Tensor, *, scale: float) -> Tensor:
         """See `Backend`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from groundthink.ops import _reference
+from groundthink.ops._shapes import WriteInputs
 
 pytestmark = pytest.mark.gpu
 
@@ -57,7 +58,7 @@ def outcome(ops: Any, x: dict[str, Tensor], *, raw: bool, documents: Tensor | No
         parts, final = _reference.write(x["keys"], x["values"], **given)
         out, again = (_reference.read(parts, x[n], scale=0.1) for n in ("queries", "keys"))
     else:
-        parts, final, out = ops.write_and_read(x["keys"], x["values"], x["queries"], **given, scale=0.1)
+        parts, final, out = ops.write_and_read(WriteInputs(x["keys"], x["values"], **given), x["queries"], scale=0.1)
         again = ops.read(parts, x["keys"], scale=0.1)
     g = torch.Generator("cuda").manual_seed(0)
     loss = torch.zeros((), device="cuda", dtype=torch.float64)
@@ -124,11 +125,11 @@ def test_more_than_two_to_the_31_elements(ops: Any) -> None:
     v = torch.randn(batch, length, heads, width, device="cuda", dtype=torch.bfloat16)
     g = -torch.rand(batch, length, heads, device="cuda")
     b = torch.rand(batch, length, heads, device="cuda")
-    rest = {"initial_state": None, "documents": None, "raw": False, "scale": 0.25, "keep": False}
+    rest = {"scale": 0.25, "keep": False}
     assert v.numel() > 2**31
-    _, final, out = ops.write_and_read(k, v, k, log_decay=g, beta=b, **rest)
-    one = [x[-1:] for x in (k, v, k)]
-    _, final_one, out_one = ops.write_and_read(*one, log_decay=g[-1:], beta=b[-1:], **rest)
+    _, final, out = ops.write_and_read(WriteInputs(k, v, log_decay=g, beta=b), k, **rest)
+    one = WriteInputs(k[-1:], v[-1:], log_decay=g[-1:], beta=b[-1:])
+    _, final_one, out_one = ops.write_and_read(one, k[-1:], **rest)
     assert torch.equal(out[-1:], out_one)
     assert torch.equal(final[-1:], final_one)
 
@@ -162,8 +163,7 @@ def test_compiled_whole_equals_eager(ops: Any) -> None:
     x = inputs(130)
 
     def layer(k: Tensor, v: Tensor, q: Tensor, g: Tensor, b: Tensor) -> Tensor:
-        rest = {"initial_state": None, "documents": None, "raw": False, "scale": 0.1}
-        parts, _, out = ops.write_and_read(k, v, q, log_decay=g, beta=b, **rest)
+        parts, _, out = ops.write_and_read(WriteInputs(k, v, log_decay=g, beta=b), q, scale=0.1)
         return out + ops.read(parts, k, scale=0.1)
 
     given = [x[n].requires_grad_() for n in ("keys", "values", "queries", "log_decay", "beta")]

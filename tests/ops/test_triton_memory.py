@@ -15,6 +15,7 @@ from torch import Tensor
 
 from groundthink.errors import BackendError
 from groundthink.ops import _reference
+from groundthink.ops._shapes import WriteInputs
 
 # design.md's bar for float32. Sums in another order, a few hundred roundings of 6e-8, give about 2e-7; only gradients
 # of log_decay come nearer, where all but one of them are 0 by cancellation.
@@ -85,13 +86,15 @@ def outcome(
         first = _reference.read(parts, x["queries"], scale=0.5)
         second = _reference.read(parts, x["others"], scale=0.25)
     elif how == "fused":
-        parts, final, first = ops.write_and_read(x["keys"], x["values"], x["queries"], **given, scale=0.5)
+        parts, final, first = ops.write_and_read(WriteInputs(x["keys"], x["values"], **given), x["queries"], scale=0.5)
         second = ops.read(parts, x["others"], scale=0.25)
     elif how == "alone":
-        parts, final = ops.write(x["keys"], x["values"], **given)
+        parts, final = ops.write(WriteInputs(x["keys"], x["values"], **given))
         first, second = ops.read(parts, x["queries"], scale=0.5), ops.read(parts, x["others"], scale=0.25)
     else:  # nobody reads later: backward computes again what was not kept
-        _, final, first = ops.write_and_read(x["keys"], x["values"], x["queries"], **given, scale=0.5, keep=False)
+        _, final, first = ops.write_and_read(
+            WriteInputs(x["keys"], x["values"], **given), x["queries"], scale=0.5, keep=False
+        )
         second = torch.zeros(())
     g = torch.Generator().manual_seed(3)
 
@@ -195,7 +198,9 @@ def test_one_token_steps_equal_the_loop(ops: Any, raw: bool) -> None:
     for t in range(5):
         token = {name: x[name][:, t : t + 1] for name in ("keys", "values", "queries", "log_decay", "beta")}
         before = state
-        parts, state, y = ops.write_and_read(**token, initial_state=before, documents=None, raw=raw, scale=0.5)
+        written = {name: part for name, part in token.items() if name != "queries"}
+        inputs_ = WriteInputs(**written, initial_state=before, raw=raw)
+        parts, state, y = ops.write_and_read(inputs_, token["queries"], scale=0.5)
         again = ops.read(parts, token["queries"], scale=0.5)
         buffer = before.clone()
         in_place = torch.ops.groundthink.triton_step_(*token.values(), buffer, raw, 0.5)
@@ -249,8 +254,7 @@ def test_compiled_whole_equals_eager(ops: Any) -> None:
     x = inputs(length=65)
 
     def layer(k: Tensor, v: Tensor, q: Tensor, g: Tensor, b: Tensor) -> Tensor:
-        rest = {"initial_state": None, "documents": None, "raw": False, "scale": 0.5}
-        parts, _, out = ops.write_and_read(k, v, q, log_decay=g, beta=b, **rest)
+        parts, _, out = ops.write_and_read(WriteInputs(k, v, log_decay=g, beta=b), q, scale=0.5)
         return out + ops.read(parts, k, scale=0.5)
 
     given = [x[n].requires_grad_() for n in ("keys", "values", "queries", "log_decay", "beta")]
@@ -271,6 +275,6 @@ def test_what_kernels_would_round_or_cannot_hold_is_refused(ops: Any) -> None:
     x = inputs(length=3)
     given = {n: x[n] for n in ("log_decay", "beta", "initial_state")} | {"documents": None, "raw": False}
     with pytest.raises(BackendError, match="float64"):
-        ops.write(x["keys"].double(), x["values"].double(), **given)
+        ops.write(WriteInputs(x["keys"].double(), x["values"].double(), **given))
     with pytest.raises(BackendError, match="size 257"):
-        ops.write(torch.zeros(1, 3, 1, 257), x["values"], **given)
+        ops.write(WriteInputs(torch.zeros(1, 3, 1, 257), x["values"], **given))
