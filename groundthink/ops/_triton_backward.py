@@ -19,32 +19,42 @@ import triton.language as tl
 from groundthink.ops._triton_forward import _decay
 
 
-@triton.jit(do_not_specialize=["T", "N"])
+@triton.jit(do_not_specialize=["T", "N", "G", "span"])
 def scan_backward_kernel(
     k, q, inverse, scores, gates, d_out, d_errors, d_states, d_final, d_values, d_ends, d_initial,
-    T, N, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
+    T, N, G, span, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, HAS_D_ERRORS: tl.constexpr,
-    HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr, IP: tl.constexpr,
-    STAGES: tl.constexpr,
+    HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr, CUT: tl.constexpr,
+    KEEP: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Carry BV columns of the states' gradient back through all chunks; writes d_values and each chunk's dS1."""
+    """Carry BV columns of the states' gradient back through a segment's chunks, as `scan_kernel` carries the state.
+
+    Writes d_values and each chunk's dS1 if KEEP; d_final and d_initial [B,HV,G,K,V] are those of segments.
+    """
     pid = tl.program_id(0).to(tl.int64)
     iv = pid % (V // BV)
-    bh = pid // (V // BV)
+    segment = pid // (V // BV)
+    bh = segment
+    first = 0
+    last = N
+    if CUT:
+        bh = segment // G
+        first = (segment % G).to(tl.int32) * span
+        last = tl.minimum(first + span, N)
     b, h = bh // HV, bh % HV
     i = tl.arange(0, 64)
     ck = tl.arange(0, K)
     cv = iv * BV + tl.arange(0, BV)
     dt = k.dtype.element_ty
     d_state = tl.zeros([BV, K], tl.float32)
-    corner = bh * K * V + ck[None, :] * V + cv[:, None]
+    corner = segment * K * V + ck[None, :] * V + cv[:, None]
     if HAS_D_FINAL:
         d_state += tl.load(d_final + corner)
     k_rows = k + b * skb + (h // (HV // H)) * skh + ck[None, :]
     q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + ck[None, :]
     columns = b * T * HV * V + h * V + cv[:, None]
-    for step in tl.range(0, N, num_stages=STAGES):
-        n = N - 1 - step
+    for step in tl.range(0, last - first, num_stages=STAGES):
+        n = last - 1 - step
         t = n * 64 + i
         tile = bh * N + n
         place = ((b * N + n) * HV + h) * K * V + ck[None, :] * V + cv[:, None]
@@ -54,7 +64,8 @@ def scan_backward_kernel(
         kept = tl.load(gates + tile * 384 + 256 + i)
         through = tl.load(gates + tile * 384 + 63)
         end = d_state.to(dt)
-        tl.store(d_ends + place, end)
+        if KEEP:
+            tl.store(d_ends + place, end)
         d_error = tl.dot(end, tl.trans(key), input_precision=IP) * kept[None, :]
         d_state = d_state * through
         if READ:
@@ -69,7 +80,8 @@ def scan_backward_kernel(
         if HAS_D_ERRORS:
             d_error += tl.load(d_errors + columns + t[None, :] * HV * V, mask=t[None, :] < T, other=0.0)
         d_value = tl.dot(d_error.to(dt), inv, input_precision=IP)
-        tl.store(d_values + columns + t[None, :] * HV * V, d_value.to(dt), mask=t[None, :] < T)
+        if KEEP:
+            tl.store(d_values + columns + t[None, :] * HV * V, d_value.to(dt), mask=t[None, :] < T)
         d_state = tl.dot((-d_value * erase_in[None, :]).to(dt), key, d_state, input_precision=IP)
         if HAS_D_STATES:
             d_state += tl.load(d_states + place)

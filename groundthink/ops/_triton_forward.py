@@ -118,39 +118,57 @@ def prepare_kernel(
     tl.store(inverse + square, _invert(lower, MP).to(dt))
 
 
-@triton.jit(do_not_specialize=["T", "N"])
+@triton.jit(do_not_specialize=["T", "N", "G", "span"])
 def scan_kernel(
     k, v, q, inverse, scores, gates, initial, out, errors, states, final,
-    T, N, skb, skt, skh, svb, svt, svh, sqb, sqt, sqh, H, HQ, HV, scale,
+    T, N, G, span, skb, skt, skh, svb, svt, svh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, KEEP: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, CUT: tl.constexpr, MAP: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Carry BV columns of one head's state through all chunks; optionally read, optionally keep errors and states."""
+    """Carry BV columns of one head's state through `span` chunks; optionally read, optionally keep errors and states.
+
+    With CUT a row of N chunks is G such segments, all at once: `initial` and `final` [B,HV,G,K,V]. MAP
+    starts from the identity and writes no values: what becomes of any state, as a matrix (V = K).
+    """
     pid = tl.program_id(0).to(tl.int64)
     iv = pid % (V // BV)
-    bh = pid // (V // BV)
+    segment = pid // (V // BV)
+    bh = segment
+    first = 0
+    last = N
+    if CUT:
+        bh = segment // G
+        first = (segment % G).to(tl.int32) * span
+        last = tl.minimum(first + span, N)
     b, h = bh // HV, bh % HV
     i = tl.arange(0, 64)
     ck = tl.arange(0, K)
     cv = iv * BV + tl.arange(0, BV)
     dt = k.dtype.element_ty
     state = tl.zeros([BV, K], tl.float32)
-    corner = bh * K * V + ck[None, :] * V + cv[:, None]
-    if HAS_INITIAL:
+    corner = segment * K * V + ck[None, :] * V + cv[:, None]
+    if MAP:
+        state += tl.where(ck[None, :] == cv[:, None], 1.0, 0.0)
+    elif HAS_INITIAL:
         state += tl.load(initial + corner)
     k_rows = k + b * skb + (h // (HV // H)) * skh + ck[None, :]
     v_columns = v + b * svb + h * svh + cv[:, None]
     q_rows = q + b * sqb + (h // (HV // HQ)) * sqh + ck[None, :]
     out_columns = b * T * HV * V + h * V + cv[:, None]
     # Triton pipelines the operands of products; the values are none, so they are fetched a chunk ahead by hand.
-    value = tl.load(v_columns + i[None, :] * svt, mask=i[None, :] < T, other=0.0)
-    for n in tl.range(0, N, num_stages=STAGES):
+    start_at = first * 64 + i
+    value = tl.zeros([BV, 64], dt)
+    if not MAP:
+        value = tl.load(v_columns + start_at[None, :] * svt, mask=start_at[None, :] < T, other=0.0)
+    for n in tl.range(first, last, num_stages=STAGES):
         t = n * 64 + i
         tile = bh * N + n
         key = tl.load(k_rows + t[:, None] * skt, mask=t[:, None] < T, other=0.0)
         inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])
         ahead = t + 64
-        next_value = tl.load(v_columns + ahead[None, :] * svt, mask=ahead[None, :] < T, other=0.0)
+        next_value = value
+        if not MAP:
+            next_value = tl.load(v_columns + ahead[None, :] * svt, mask=ahead[None, :] < T, other=0.0)
         erase_in = tl.load(gates + tile * 384 + 64 + i)
         kept = tl.load(gates + tile * 384 + 256 + i)
         through = tl.load(gates + tile * 384 + 63)

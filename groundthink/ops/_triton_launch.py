@@ -94,6 +94,27 @@ def prepare(
     return inverse, scores, gamma, gates
 
 
+def segments(programs: int, chunks: int, warps: int, device: torch.device) -> tuple[int, int]:
+    """(how many segments a row's chunks are cut into, chunks of one): more than one where programs leave a GPU idle.
+
+    A cut row is carried through twice more, to learn what each segment does to any state, so it needs four segments
+    to gain, and each must be long against that.
+    """
+    if device.type != "cuda":
+        return 1, chunks
+    room = torch.cuda.get_device_properties(device).multi_processor_count * 8 // warps  # registers for eight warps each
+    count = min(room // programs, chunks // 16)
+    return (1, chunks) if count < 4 else (-(-chunks // -(-chunks // count)), -(-chunks // count))
+
+
+def _chain(maps: Tensor, updates: Tensor, first: Tensor | None) -> Tensor:
+    """States [B,HV,G,K,V] before each segment: S_{g+1} = map_g S_g + update_g."""
+    states = [torch.zeros_like(updates[:, :, 0]) if first is None else first]
+    for g in range(updates.shape[2] - 1):
+        states.append(updates[:, :, g] + maps[:, :, g] @ states[-1])
+    return torch.stack(states, 2)
+
+
 def scan(
     keys: Tensor,
     values: Tensor,
@@ -109,19 +130,55 @@ def scan(
     """(out [B,T,HV,V] or [0], errors [B,T,HV,V] or [0], states [B,N,HV,K,V] or [0], final [B,HV,K,V] float32)."""
     batch, length, heads, value_dim = values.shape
     key_dim, n = keys.shape[-1], n_chunks(length)
+    # what is kept passes through registers: two smaller programs per multiprocessor hide that better than one
+    c = config("scan" if keep else "scan_only", key_dim, value_dim, keys.dtype)
+    count, span = segments(batch * heads * (value_dim // c.block), n, c.warps, keys.device)
+    if count > 1:
+        maps = _segment_maps(keys, values, inverse, gates, count, span)
+        updates = _scan(keys, values, None, inverse, scores, gates, None, count, span, scale=scale, keep=False)[3]
+        initial_state = _chain(maps, updates, initial_state)
+    out, errors, states, final = _scan(
+        keys, values, queries, inverse, scores, gates, initial_state, count, span, scale=scale, keep=keep
+    )
+    return out, errors, states, final.squeeze(2) if count == 1 else final[:, :, -1].contiguous()
+
+
+def _segment_maps(keys: Tensor, values: Tensor, inverse: Tensor, gates: Tensor, count: int, span: int) -> Tensor:
+    """[B,HV,G,K,K] float32: the matrix by which each segment takes the state before it to the state after it."""
+    return _scan(keys, values, None, inverse, inverse, gates, None, count, span, scale=1.0, keep=False, as_map=True)[3]
+
+
+def _scan(
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None,
+    inverse: Tensor,
+    scores: Tensor,
+    gates: Tensor,
+    initial_state: Tensor | None,
+    count: int,
+    span: int,
+    *,
+    scale: float,
+    keep: bool,
+    as_map: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One pass over all segments at once; `initial_state` and the final states are [B,HV,G,K,V]."""
+    batch, length, heads, value_dim = values.shape
+    key_dim, n = keys.shape[-1], n_chunks(length)
+    value_dim = key_dim if as_map else value_dim
     asked = keys if queries is None else queries
     out = values.new_empty(values.shape if queries is not None else (0,))
     errors = values.new_empty(values.shape if keep else (0,))
     states = values.new_empty((batch, n, heads, key_dim, value_dim) if keep else (0,))
-    final = gates.new_empty(batch, heads, key_dim, value_dim)
-    # what is kept passes through registers: two smaller programs per multiprocessor hide that better than one
+    final = gates.new_empty(batch, heads, count, key_dim, value_dim)
     c = config("scan" if keep else "scan_only", key_dim, value_dim, keys.dtype)
-    forward.scan_kernel[(batch * heads * (value_dim // c.block),)](
+    forward.scan_kernel[(batch * heads * count * (value_dim // c.block),)](
         keys, values, asked, inverse, scores, gates, initial_state, out, errors, states, final,
-        length, n, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale,
-        K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
-        HAS_INITIAL=initial_state is not None, IP=_precision(keys.dtype), STAGES=c.stages, num_warps=c.warps,
-        maxnreg=c.registers,
+        length, n, count, span, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2],
+        heads, scale, K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
+        HAS_INITIAL=initial_state is not None, CUT=count > 1, MAP=as_map, IP=_precision(keys.dtype), STAGES=c.stages,
+        num_warps=c.warps, maxnreg=c.registers,
     )  # fmt: skip
     return out, errors, states, final
 
@@ -189,19 +246,33 @@ def write_backward(
     has_read = queries is not None and d_out is not None
     asked = queries if queries is not None and has_read else keys
     dv, d_ends = torch.empty_like(errors), torch.empty_like(states)
-    d_initial = gates.new_empty(batch, heads, key_dim, value_dim) if has_initial else None
-    exact = {"RAW": raw, "EXACT": keys.dtype == torch.float32}
     # a raw error knows no decay from the token before it: what cancels there needs every bit of float32
     precision = "ieee" if raw and keys.dtype == torch.float32 else _precision(keys.dtype)
+    exact = {"RAW": raw, "EXACT": keys.dtype == torch.float32}
     shared = {"K": key_dim, "V": value_dim, "READ": has_read, "IP": precision}
-    sizes = (length, n, *_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale)
+    rest = (*_strides(keys), *_strides(asked), keys.shape[2], asked.shape[2], heads, scale)
+    sizes = (length, n, *rest)
     c = config("scan_backward", key_dim, value_dim, keys.dtype)
-    backward.scan_backward_kernel[(batch * heads * (value_dim // c.block),)](
-        keys, asked, inverse, scores, gates, d_out, d_errors, d_states, d_final, dv, d_ends, d_initial,
-        *sizes, BV=c.block, HAS_D_ERRORS=d_errors is not None, HAS_D_STATES=d_states is not None,
-        HAS_D_FINAL=d_final is not None, HAS_INITIAL=has_initial, STAGES=c.stages, num_warps=c.warps,
-        maxnreg=c.registers, **shared,
-    )  # fmt: skip
+    count, span = segments(batch * heads * (value_dim // c.block), n, c.warps, keys.device)
+
+    def carry(ends: Tensor | None, *, keep: bool, starts: bool) -> Tensor | None:
+        """One pass over all segments, from the gradients [B,HV,G,K,V] at their ends to those at their starts."""
+        d_starts = gates.new_empty(batch, heads, count, key_dim, value_dim) if starts else None
+        backward.scan_backward_kernel[(batch * heads * count * (value_dim // c.block),)](
+            keys, asked, inverse, scores, gates, d_out, d_errors, d_states, ends, dv, d_ends, d_starts,
+            length, n, count, span, *rest, BV=c.block, HAS_D_ERRORS=d_errors is not None,
+            HAS_D_STATES=d_states is not None, HAS_D_FINAL=ends is not None, HAS_INITIAL=starts,
+            CUT=count > 1, KEEP=keep, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
+        )  # fmt: skip
+        return d_starts
+
+    if count > 1:
+        maps = _segment_maps(keys, errors, inverse, gates, count, span).transpose(-1, -2)
+        own = carry(None, keep=False, starts=True)
+        assert own is not None
+        d_final = _chain(maps.flip(2), own.flip(2), d_final).flip(2).contiguous()
+    d_starts = carry(d_final, keep=True, starts=has_initial)
+    d_initial = None if d_starts is None else d_starts[:, :, 0].contiguous()
     dk = _unfolded(keys, heads)
     dq = _unfolded(asked, heads) if has_read else dk
     dg = gates.new_empty(batch, length, heads)

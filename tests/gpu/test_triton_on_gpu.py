@@ -85,6 +85,15 @@ def test_lengths(ops: Any, length: int) -> None:
     assert_within(ops, inputs(length), BFLOAT16)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_time_cut_in_segments(ops: Any, dtype: torch.dtype) -> None:
+    """One head leaves the chip idle, so 4,096 tokens run as segments; documents end inside them."""
+    x = inputs(4096, 128 if dtype == torch.bfloat16 else 64, 64, dtype=dtype)
+    assert ops.launch.segments(1, 64, 4, x["keys"].device)[0] > 1
+    documents = (torch.arange(4096, device="cuda")[None] // 1500).int()
+    assert_within(ops, x, BFLOAT16 if dtype == torch.bfloat16 else FLOAT32, documents=documents)
+
+
 @pytest.mark.parametrize("key_dim", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("value_dim", [16, 64, 256])
 def test_every_width(ops: Any, key_dim: int, value_dim: int) -> None:

@@ -278,3 +278,43 @@ def test_what_kernels_would_round_or_cannot_hold_is_refused(ops: Any) -> None:
         ops.write(WriteInputs(x["keys"].double(), x["values"].double(), **given))
     with pytest.raises(BackendError, match="size 257"):
         ops.write(WriteInputs(torch.zeros(1, 3, 1, 257), x["values"], **given))
+
+
+@pytest.mark.parametrize(("how", "raw"), [("fused", False), ("fused", True), ("alone", False), ("forget", True)])
+def test_time_cut_in_segments_is_the_same_memory(
+    ops: Any, monkeypatch: pytest.MonkeyPatch, raw: bool, how: str
+) -> None:
+    """Five chunks, the last one ragged, in segments of two, two and one; documents end inside two of them."""
+    x = inputs(length=270, heads=1, value_heads=1)
+    documents = (torch.arange(270)[None] >= 100).int() + (torch.arange(270) >= 260).int()
+    judge = "forget" if how == "forget" else "truth"
+    ids = None if how == "alone" else documents
+    truth = outcome(ops, x, raw=raw, documents=ids, how=judge)
+    monkeypatch.setattr(ops.launch, "segments", lambda *_: (3, 2))
+    assert_close(outcome(ops, x, raw=raw, documents=ids, how=how), truth)
+
+
+def test_a_wrong_map_of_segments_is_seen(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: segments that begin empty."""
+    x = inputs(length=130)
+    truth = outcome(ops, x, how="truth")
+    monkeypatch.setattr(ops.launch, "segments", lambda *_: (3, 1))
+    monkeypatch.setattr(ops.launch, "_chain", lambda maps, updates, first: torch.zeros_like(updates))
+    assert errors(outcome(ops, x), truth)["first"] > 0.01
+
+
+def test_segments_fill_the_chip_and_no_more() -> None:
+    """A GPU of 132 multiprocessors holds 264 programs of four warps, 132 of eight."""
+    from groundthink.ops import _triton_launch as launch
+
+    class Gpu:
+        type = "cuda"
+
+    with pytest.MonkeyPatch.context() as patch:
+        properties = type("Properties", (), {"multi_processor_count": 132})
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        assert launch.segments(32, 1024, 4, Gpu()) == (8, 128)  # type: ignore[arg-type]
+        assert launch.segments(16, 1000, 8, Gpu()) == (8, 125)  # type: ignore[arg-type]
+        assert launch.segments(64, 32, 4, Gpu()) == (1, 32), "two segments of 16 chunks gain nothing"  # type: ignore[arg-type]
+        assert launch.segments(512, 1024, 4, Gpu()) == (1, 1024)  # type: ignore[arg-type]
+    assert launch.segments(1, 1024, 4, torch.device("cpu")) == (1, 1024)
