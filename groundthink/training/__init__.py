@@ -16,10 +16,13 @@ from groundthink.training.config import (
 from groundthink.training.events import Event, EventLog, read_events
 from groundthink.training.language import TextScores, score_text
 from groundthink.training.loop import TrainResult, load, model_folder, resume, train
+from groundthink.training.losses import LOSSES
 from groundthink.training.mixture import Measurement, Rows, Source
 from groundthink.training.run import Hook, SourceFactory
+from groundthink.training.smoke import smoke_form
 
 __all__ = [
+    "LOSSES",
     "Checkpoint",
     "DataConfig",
     "Event",
@@ -47,6 +50,7 @@ __all__ = [
     "recipe_names",
     "resume",
     "score_text",
+    "smoke_form",
     "to_yaml",
     "train",
 ]

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import yaml
 
 from groundthink.errors import ConfigError
+from groundthink.training.ladder import climb
+from groundthink.training.losses import weight_problems
 from groundthink.training.strict import load_yaml, read_fields, read_text, set_path, to_plain
 
 TEXT = "text"
@@ -28,6 +30,8 @@ class MixItem:
         name: how losses and metrics of this item are called; empty means `source`.
         weight: share of the rows, relative to the other items.
         loss_weight: weight of this item's loss in the objective; see `Phase.normalise`.
+        pure: share of the steps whose rows are all of this item; the other steps mix by `weight`, which may then
+            be 0. Which steps is a function of the step's number.
         options: options of the task.
     """
 
@@ -35,6 +39,7 @@ class MixItem:
     name: str = ""
     weight: float = 1.0
     loss_weight: float = 1.0
+    pure: float = 0.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -47,11 +52,12 @@ class MixItem:
         problems = []
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.label):
             problems.append(f"{path}.name {self.label!r} may hold letters, digits, - and _ only")
-        problems += [
-            f"{path}.{name} is {getattr(self, name)}, it must be above 0"
-            for name in ("weight", "loss_weight")
-            if getattr(self, name) <= 0
-        ]
+        if self.weight < 0 or (self.weight == 0 and not self.pure):
+            problems.append(f"{path}.weight is {self.weight}, it must be above 0, or 0 where pure is above 0")
+        if self.loss_weight <= 0:
+            problems.append(f"{path}.loss_weight is {self.loss_weight}, it must be above 0")
+        if not 0 <= self.pure <= 1:
+            problems.append(f"{path}.pure is {self.pure}, it must be in [0, 1]")
         if self.source == TEXT and self.options:
             problems.append(f"{path}.options: text has no options")
         return problems
@@ -116,6 +122,7 @@ class Phase:
         schedule: after the warm-up, "cosine" down to `floor` at the last step, or "constant".
         floor: where the cosine ends, as a share of the phase's learning rate.
         advance: thresholds that end the phase early, all together.
+        losses: weights of losses beside those of the mix, by name (`LOSSES`), such as `key_orthogonality: 0.3`.
         model_options: run-time knobs of the layers during this phase, such as own_read_drop_prob.
         state_passing: text continues in the same rows from step to step and the state is carried, detached.
     """
@@ -133,6 +140,7 @@ class Phase:
     schedule: Literal["cosine", "constant"] = "cosine"
     floor: float = 0.1
     advance: tuple[Threshold, ...] = ()
+    losses: dict[str, Any] = dataclasses.field(default_factory=dict)
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     state_passing: bool = False
 
@@ -157,11 +165,25 @@ class Phase:
                 problems.append(f"{path}.mix[{i}].name {item.label!r} is given twice: name the items apart")
         for i, threshold in enumerate(self.advance):
             problems += threshold.check(f"{path}.advance[{i}]", labels)
+        problems += weight_problems(self.losses, f"{path}.losses")
+        problems += self._pure_problems(path)
         for name, value in self.model_options.items():
             if not isinstance(value, (bool, int, float)):
                 problems.append(f"{path}.model_options.{name} is {value!r}, it must be a number, true or false")
         if self.state_passing and TEXT not in [item.source for item in self.mix]:
             problems.append(f"{path}.state_passing carries text on, but the mix has no text")
+        return problems
+
+    def _pure_problems(self, path: str) -> list[str]:
+        pure = [f"{path}.mix[{i}].pure" for i, item in enumerate(self.mix) if item.pure]
+        problems = []
+        if sum(item.pure for item in self.mix) > 1 + 1e-9:
+            problems.append(f"{' and '.join(pure)} add up to more than 1")
+        if self.mix and not any(item.weight for item in self.mix):
+            problems.append(f"{path}.mix: every weight is 0, so the steps that are not pure have no rows")
+        if self.state_passing and pure:
+            stop = "steps without text would break its streams"
+            problems.append(f"{path}.state_passing and {' and '.join(pure)} exclude each other: {stop}")
         return problems
 
 
@@ -264,6 +286,8 @@ class TrainConfig:
             problems += phase.check(f"phases[{i}]")
             if names.count(phase.name) > 1:
                 problems.append(f"phases[{i}].name {phase.name!r} is given twice")
+            if phase.losses and self.compile:
+                problems.append(f"compile and phases[{i}].losses exclude each other: a compiled model is not heard")
             if phase.advance and not self.evaluate_every:
                 problems.append(f"phases[{i}].advance needs evaluations, but evaluate_every is 0")
         return problems
@@ -275,13 +299,13 @@ class TrainConfig:
 
 
 def config_from_dict(raw: Any, where: str = "training config") -> TrainConfig:
-    """Plain values to a config.
+    """Plain values to a config; a phase with a `ladder` becomes one phase for each rung, see `climb`.
 
     Raises:
         ConfigError: naming every unknown field, wrong type and value out of range, each with its path.
     """
     problems: list[str] = []
-    values = read_fields(TrainConfig, {} if raw is None else raw, "", problems)
+    values = read_fields(TrainConfig, {} if raw is None else climb(raw, problems), "", problems)
     draft = object.__new__(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
         default = field.default_factory() if callable(field.default_factory) else field.default
@@ -302,7 +326,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 
     Args:
         source: name or path.
-        overrides: like `phases[0].steps=50`, applied in order.
+        overrides: like `phases[0].steps=50`, applied in order; the rungs of a ladder are phases of their own.
 
     Raises:
         ConfigError: no such recipe, unreadable, or anything wrong in it; all problems at once.

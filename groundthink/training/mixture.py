@@ -14,6 +14,9 @@ from torch import Tensor
 from groundthink.errors import DataError
 from groundthink.training.config import TEXT, MixItem, Phase
 
+ROOT_2 = Fraction(
+    math.sqrt(2) - 1
+)  # independent of the golden ratio: what is pure says nothing of how rows are divided
 GOLDEN = Fraction((math.sqrt(5) - 1) / 2)  # its multiples fill [0, 1) more evenly than those of any other number
 
 
@@ -102,6 +105,16 @@ def divide_rows(weights: Sequence[float], rows: int, step: int | None) -> tuple[
     return tuple(counts)
 
 
+def pure_item(shares: Sequence[float], step: int) -> int | None:
+    """Index of the item that has this step to itself, or None; over the steps each gets its exact share."""
+    point, before = (step * ROOT_2 + Fraction(1, 2)) % 1, Fraction(0)
+    for index, share in enumerate(shares):
+        before += Fraction(share)
+        if point < before:
+            return index
+    return None
+
+
 class Mixture:
     """Builds the parts of every step of one phase.
 
@@ -123,7 +136,9 @@ class Mixture:
             DataError: a state-passing phase gives its text no rows.
         """
         phase = self.phase
-        counts = divide_rows([i.weight for i in phase.mix], phase.rows, None if phase.state_passing else step)
+        alone = pure_item([item.pure for item in phase.mix], step)
+        weights = [item.weight if alone is None else float(i == alone) for i, item in enumerate(phase.mix)]
+        counts = divide_rows(weights, phase.rows, None if phase.state_passing else step)
         parts = []
         for item, rows in zip(phase.mix, counts, strict=True):
             streams = phase.state_passing and item.source == TEXT

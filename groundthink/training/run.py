@@ -17,6 +17,7 @@ from groundthink.training.checkpoint import FOLDER, Checkpoint, restore, save_ch
 from groundthink.training.config import MixItem, Phase, TrainConfig
 from groundthink.training.events import Event, EventLog
 from groundthink.training.knobs import Knobs
+from groundthink.training.losses import Auxiliary
 from groundthink.training.mixture import Measurement, Mixture, Source, derive
 from groundthink.training.optimizer import build_optimizer
 from groundthink.training.progress import Progress, judge, unmet
@@ -48,6 +49,7 @@ class Run:
         self.knobs = Knobs(self.model)
         for i, phase in enumerate(config.phases):
             self.knobs.apply(phase.model_options, f"phases[{i}]")
+            self.auxiliary = Auxiliary(self.model, phase.losses, f"phases[{i}].losses")
         loss: Any = self.model.loss
         if config.compile:
             loss = torch.compile(loss)
@@ -201,6 +203,7 @@ class Run:
     def _enter_phase(self, *, resumed: bool) -> None:
         index = self.progress.phase
         self.knobs.apply(self.phase.model_options, f"phases[{index}]")
+        self.auxiliary = Auxiliary(self.model, self.phase.losses, f"phases[{index}].losses")
         self.mixture = Mixture(seed=self.config.seed, index=index, phase=self.phase, sources=self.sources[index])
         if not resumed:
             patience = (0,) * len(self.phase.advance)
@@ -215,7 +218,12 @@ class Run:
         self.model.train()
         torch.manual_seed(derive(self.config.seed, "step", here.step))  # dropout is a function of the step too
         report, self.carry = self.stepper.take(
-            parts, self.carry, learning_rate=rate, accumulate=phase.accumulate, normalise=phase.normalise
+            parts,
+            self.carry,
+            learning_rate=rate,
+            accumulate=phase.accumulate,
+            normalise=phase.normalise,
+            auxiliary=self.auxiliary,
         )
         in_a_row = 0 if report.fault is None else here.skips_in_a_row + 1
         self._update(
@@ -301,6 +309,7 @@ class Run:
             phase=self.phase.name,
             loss=report.loss,
             source_losses=report.source_losses,
+            **({"auxiliary_losses": report.auxiliary_losses} if report.auxiliary_losses else {}),
             learning_rate=rate,
             grad_norm=report.grad_norm,
             tokens=self.progress.tokens,

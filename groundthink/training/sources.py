@@ -174,7 +174,9 @@ class Recipe:
                 task = _try(lambda item=item: self.task(item), path, problems)  # type: ignore[misc]
                 if task and task.max_length > phase.length:
                     longest = f"episodes of up to {task.max_length} tokens"
-                    problems.append(f"{path}: {longest} do not fit into phases[{i}].length {phase.length}")
+                    options = ", ".join(f"{name} {value}" for name, value in task.options.items())
+                    cure = f"raise phases[{i}].length to {task.max_length}, or make the task smaller ({options})"
+                    problems.append(f"{path}: {longest} do not fit into phases[{i}].length {phase.length}: {cure}")
         if problems:
             raise ConfigError("; ".join(problems), where="training config", fix="change the fields named")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from groundthink.errors import DataError
+from groundthink.training.losses import Auxiliary
 from groundthink.training.mixture import Part, Rows
 
 Carry = dict[str, Any]  # stream name and piece -> detached Snapshot
@@ -32,6 +33,7 @@ class StepReport:
     Attributes:
         loss: the objective.
         source_losses: mean per labelled token of each part.
+        auxiliary_losses: mean per row of each loss of the phase beside those, not weighted.
         grad_norm: L2 norm of the whole gradient before clipping.
         tokens: tokens read, labelled or not.
         fault: what was not finite, with the first parameter concerned; None if the step was taken.
@@ -39,6 +41,7 @@ class StepReport:
 
     loss: float
     source_losses: dict[str, float]
+    auxiliary_losses: dict[str, float]
     grad_norm: float
     tokens: int
     fault: str | None
@@ -63,8 +66,12 @@ class Stepper:
         learning_rate: float,
         accumulate: int,
         normalise: str,
+        auxiliary: Auxiliary | None = None,
     ) -> tuple[StepReport, Carry]:
         """One step. If a loss or the gradient is not finite, nothing is updated.
+
+        Args:
+            auxiliary: losses beside those of the tokens; the objective takes their mean over all rows of the step.
 
         Returns:
             the report, and the states that the streams carry on.
@@ -73,21 +80,32 @@ class Stepper:
             DataError: no token of the step is labelled.
         """
         scales = loss_scales(parts, normalise)
+        auxiliary = Auxiliary(self.model, {}) if auxiliary is None else auxiliary
+        rows = sum(part.batch.tokens.shape[0] for part in parts)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, list[Tensor]] = {part.name: [] for part in parts}
+        beside: dict[str, list[Tensor]] = {name: [] for name in auxiliary.weights}
         counted: list[Tensor | int] = []
         after: Carry = {}
         for part in parts:
             for index, piece in enumerate(_pieces(part.batch, accumulate, self.device)):
                 key = f"{part.name}.{index}"
-                total, valid, snapshot = self._forward(piece, part, carry.get(key))
+                with auxiliary.listen() as heard:
+                    total, valid, snapshot = self._forward(piece, part, carry.get(key))
                 if part.streams:
                     after[key] = snapshot.detach()
                 counted.append(valid)
                 sums[part.name].append(total.detach().float())
-                if scales[part.name]:
-                    (total * scales[part.name]).backward()
-        return self._finish(parts, sums, counted, scales, learning_rate), after
+                terms = [total * scales[part.name]] if scales[part.name] else []
+                for name, value in auxiliary.sums(heard, piece.tokens, piece.documents).items():
+                    beside[name].append(value.detach() / rows)
+                    terms.append(value * (auxiliary.weights[name] / rows))
+                if terms:
+                    # On the calling thread: a GPU's own backward thread costs small models a few percent.
+                    with torch.autograd.set_multithreading_enabled(False):
+                        sum(terms[1:], terms[0]).backward()
+        report = self._finish(parts, sums, counted, scales, learning_rate, beside, auxiliary.weights)
+        return report, after
 
     def _forward(self, piece: _Piece, part: Part, snapshot: Any) -> tuple[Tensor, Tensor | int, Any]:
         if snapshot is not None and piece.fresh is not None:
@@ -108,19 +126,24 @@ class Stepper:
         counted: Sequence[Tensor | int],
         scales: Mapping[str, float],
         learning_rate: float,
+        beside: Mapping[str, Sequence[Tensor]],
+        weights: Mapping[str, float],
     ) -> StepReport:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        totals = torch.stack([torch.stack(list(sums[part.name])).sum() for part in parts])
-        *values, grad_norm = torch.cat([totals, norm.float().reshape(1)]).tolist()  # the step's one stall of a GPU
+        columns = [*(sums[part.name] for part in parts), *beside.values()]
+        totals = torch.stack([torch.stack(list(column)).sum() for column in columns])
+        *found, grad_norm = torch.cat([totals, norm.float().reshape(1)]).tolist()  # the step's one stall of a GPU
+        values, auxiliary = found[: len(parts)], dict(zip(beside, found[len(parts) :], strict=True))
         expected = sum(labelled(part.batch.labels) for part in parts)
         if sum(map(int, counted)) != expected:
             raise RuntimeError(f"the model counted {sum(map(int, counted))} labels, the batches hold {expected}")
         losses = {
             part.name: value / max(1, labelled(part.batch.labels)) for part, value in zip(parts, values, strict=True)
         }
-        objective = math.fsum(value * scales[part.name] for part, value in zip(parts, values, strict=True))
-        fault = self._fault(losses, grad_norm)
+        terms = [value * scales[part.name] for part, value in zip(parts, values, strict=True)]
+        objective = math.fsum([*terms, *(value * weights[name] for name, value in auxiliary.items())])
+        fault = self._fault({**losses, **{f"losses.{name}": value for name, value in auxiliary.items()}}, grad_norm)
         if fault is None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
             for group in self.optimizer.param_groups:
@@ -128,7 +151,7 @@ class Stepper:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(part.batch.tokens.numel() for part in parts)
-        return StepReport(objective, losses, grad_norm, tokens, fault)
+        return StepReport(objective, losses, auxiliary, grad_norm, tokens, fault)
 
     def _fault(self, losses: Mapping[str, float], grad_norm: float) -> str | None:
         """What is not finite and the first parameter in which it shows; None if all is well."""

@@ -99,9 +99,18 @@ def set_path(plain: dict[str, Any], override: str) -> None:
         ConfigError: no `=`, or the path leads nowhere.
     """
     path, equals, text = override.partition("=")
-    words = [word for word in re.split(r"[.\[\]]+", path) if word]
-    if not equals or not words:
+    if not equals or not path.strip(".[]"):
         raise ConfigError(f"{override!r} is not PATH=VALUE", fix="write it like phases[0].steps=50")
+    set_value(plain, path, load_yaml(text, where=override), where=override)
+
+
+def set_value(plain: dict[str, Any], path: str, value: Any, *, where: str) -> None:
+    """Put a value at a path such as `mix[0].options.n_pairs` of plain values, in place.
+
+    Raises:
+        ConfigError: the path leads nowhere.
+    """
+    words = [word for word in re.split(r"[.\[\]]+", path) if word]
     target: Any = plain
     try:
         for word in words[:-1]:
@@ -109,9 +118,9 @@ def set_path(plain: dict[str, Any], override: str) -> None:
         last: Any = int(words[-1]) if isinstance(target, list) else words[-1]
         if isinstance(target, list):
             target[last]  # an index past the end is no place to write to
-        target[last] = load_yaml(text, where=override)
+        target[last] = value
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise ConfigError(f"there is no {path!r} to set", where=override, fix="name an existing field") from error
+        raise ConfigError(f"there is no {path!r} to set", where=where, fix="name an existing field") from error
 
 
 @functools.cache
