@@ -6,19 +6,17 @@ import dataclasses
 
 from groundthink.training.config import TrainConfig
 
-ROWS = 2
-
 
 def smoke_form(config: TrainConfig, steps: int = 10) -> TrainConfig:
-    """The same run on a CPU in `steps` steps, shared by its phases (at least one each), two rows a step or one of
-    each item, four validation episodes. Sizes, lengths, losses and thresholds stay as they are."""
+    """The same run on a CPU in `steps` steps, shared by its phases (at least one each), a row of each item a step, two
+    validation episodes. Sizes, lengths, losses and thresholds stay as they are."""
     each = max(1, steps // len(config.phases))
     phases = tuple(
         dataclasses.replace(
             phase,
             steps=each,
-            rows=max(ROWS, len(phase.mix)),
-            accumulate=min(phase.accumulate, ROWS),
+            rows=len(phase.mix),
+            accumulate=1,
             warmup_steps=min(phase.warmup_steps, each),
             mix=tuple(dataclasses.replace(item, weight=1.0) for item in phase.mix),
             advance=tuple(dataclasses.replace(threshold, n=None) for threshold in phase.advance),
@@ -30,6 +28,6 @@ def smoke_form(config: TrainConfig, steps: int = 10) -> TrainConfig:
         phases=phases,
         device="cpu",
         log_every=1,
-        evaluation_n=4,
+        evaluation_n=2,
         evaluate_every=each if config.evaluate_every else 0,
     )

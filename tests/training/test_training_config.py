@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundthink.errors import ConfigError
+from groundthink.tasks import TASKS
 from groundthink.training import (
     MixItem,
     OptimizerConfig,
@@ -151,7 +152,7 @@ def test_every_shipped_recipe_is_valid(name: str, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "config.yaml") == config
     for phase in config.phases:
         for item in phase.mix:
-            assert item.source in ("text", "kv_recall", "needle", "facts")
+            assert item.source in ("text", *TASKS)
 
 
 def test_the_shipped_recipes() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundthink.training.losses.loss import Heard, Loss, mean_of, mean_where
+from groundthink.training.losses.loss import Heard, Loss, mean_of, mean_where, wide
 
 KEYS = "*.hook_k"
 MOST = 256  # positions compared in a row: all pairs of a long row would cost more than the model itself
@@ -28,8 +28,9 @@ def compared_positions(length: int, most: int = MOST) -> Tensor:
     """
     if length <= most:
         return torch.arange(length)
-    index = torch.arange(most, dtype=torch.float64)
-    return ((index + (index * GOLDEN) % 1) * (length / most)).long()
+    index = torch.arange(most)
+    start, stop = index * length // most, (index + 1) * length // most
+    return start + ((index * GOLDEN) % 1 * (stop - start)).long()
 
 
 def of_rows(heard: Heard) -> Tensor:
@@ -40,7 +41,7 @@ def of_rows(heard: Heard) -> Tensor:
     counts = (different & heard.same_document(at[i], at[j]))[:, None]  # [B,1,pairs]
     layers = []
     for keys in heard.outputs[KEYS]:
-        unit = F.normalize(keys[:, at].float(), dim=-1).transpose(1, 2)  # [B,H,n,K]
+        unit = F.normalize(wide(keys[:, at]), dim=-1).transpose(1, 2)  # [B,H,n,K]
         layers.append(mean_where((unit @ unit.mT)[..., i, j].abs(), counts))
     return mean_of(layers)
 

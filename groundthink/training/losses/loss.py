@@ -40,13 +40,18 @@ class Loss:
     Attributes:
         name: as recipes write it.
         hears: patterns of full module names (`*.hook_k`); each must name at least one module of the model.
-        of_rows: from what was heard, [B] float32 with a gradient. A mean over rows, not over a batch, so that
+        of_rows: from what was heard, [B] with a gradient. A mean over rows, not over a batch, so that
             cutting a step into pieces changes nothing.
     """
 
     name: str
     hears: tuple[str, ...]
     of_rows: Callable[[Heard], Tensor]
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def mean_where(values: Tensor, counts: Tensor) -> Tensor:

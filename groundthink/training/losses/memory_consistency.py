@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundthink.training.losses.loss import Heard, Loss, mean_of
+from groundthink.training.losses.loss import Heard, Loss, mean_of, wide
 
 BANK, STATE = "*.hook_bank", "*.hook_wkv"
 
@@ -18,7 +18,7 @@ def of_rows(heard: Heard) -> Tensor:
     """[B]: see the module."""
     pairs = zip(heard.outputs[BANK], heard.outputs[STATE], strict=True)
     return mean_of(
-        [1 - F.cosine_similarity(bank.float(), wkv.detach().float(), dim=-1).flatten(1).mean(1) for bank, wkv in pairs]
+        [1 - F.cosine_similarity(wide(bank), wide(wkv.detach()), dim=-1).flatten(1).mean(1) for bank, wkv in pairs]
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from groundthink.training.losses.loss import Heard, Loss, mean_where
+from groundthink.training.losses.loss import Heard, Loss, mean_where, wide
 
 FINAL_NORM = "norm"
 TINY = 1e-12  # below it the square root has no usable slope
@@ -16,8 +16,8 @@ TINY = 1e-12  # below it the square root has no usable slope
 
 def of_rows(heard: Heard) -> Tensor:
     """[B]: see the module. |W d|^2 = d^T (W^T W) d, so the logits themselves are never held."""
-    hidden = heard.outputs[FINAL_NORM][0].float()
-    weight = heard.model.get_output_embeddings().weight.float()  # type: ignore[operator]
+    hidden = wide(heard.outputs[FINAL_NORM][0])
+    weight = wide(heard.model.get_output_embeddings().weight)  # type: ignore[operator]
     step = hidden[:, 1:] - hidden[:, :-1]
     squares = ((step @ (weight.mT @ weight)) * step).sum(-1)
     return mean_where(squares.clamp_min(TINY).sqrt(), heard.same_document(slice(1, None), slice(None, -1)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from groundthink.errors import ConfigError
-from groundthink.training.losses.loss import Heard, Loss
+from groundthink.training.losses.loss import Heard, Loss, wide
 
 MIXERS = "blocks.*.mixer"
 TARGET = 5.0
@@ -29,7 +29,7 @@ def of_rows(heard: Heard) -> Tensor:
             where="losses.state_stability",
             fix="take the loss out, or put a G into model.pattern",
         )
-    norms = [torch.linalg.vector_norm(memory.final_state.float(), dim=-1) for memory in memories]
+    norms = [torch.linalg.vector_norm(wide(memory.final_state), dim=-1) for memory in memories]
     return torch.stack([(norm.flatten(1).mean(1) - TARGET).square() for norm in norms]).sum(0)
 
 
