@@ -15,9 +15,9 @@ from groundthink.layers.rotary import rotate
 
 
 class WindowAttention(Mixer):
-    """A: each token attends to itself and the window - 1 tokens before it, with rotary positions.
+    """A: each token attends to itself and the window - 1 tokens before it, with rotary positions or none.
 
-    State: `keys`, `values` [B,W-1,H,K], already rotated, and `valid` [B,W-1].
+    State: `keys`, `values` [B,W-1,H,K], rotated already, and `valid` [B,W-1].
     """
 
     def __init__(self, config: LayerConfig) -> None:
@@ -40,9 +40,10 @@ class WindowAttention(Mixer):
         return {"keys": (tokens, *heads), "values": (tokens, *heads), "valid": (tokens,)}
 
     def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, each [B,T,H,K]."""
+        """Queries and keys, rotated if the config has `rope`, and values, each [B,T,H,K]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.config.n_heads, -1)).unbind(2)
-        q, k = (rotate(part, context.positions, self.config.rope_base) for part in (q, k))
+        if self.config.rope:
+            q, k = (rotate(part, context.positions, self.config.rope_base) for part in (q, k))
         return q, k, v
 
     def attend(self, x: Tensor, state: State | None, context: Context) -> tuple[Tensor, State]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from groundthink.errors import ConfigError
 
+_COUNTS = ("d_model", "n_heads", "head_dim", "value_dim", "window_size")
+_POSITIVE = ("ff_expansion", "rope_base", "norm_eps", "local_scale", "read_query_std")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """Sizes and options of the layers. Lengths in tokens, sizes in channels.
+    """Sizes and options of the layers. Lengths in tokens, sizes in channels. The sources' own: `model.PRESETS`.
 
     Attributes:
         d_model: width of the residual stream.
@@ -19,24 +23,47 @@ class LayerConfig:
         n_value_heads: value heads of G, a multiple of `n_heads`; None means the same number.
         head_dim: size K of keys and queries; even, because rotary embedding turns pairs.
         value_dim: size V of values in the memory.
-        d_ff: hidden size of SwiGLU; None means 8/3 of d_model, rounded up to a multiple of 64.
+        ff_expansion: hidden size of SwiGLU over d_model, rounded up to a multiple of 64.
+        d_ff: that hidden size itself, whatever `ff_expansion` says; None means by `ff_expansion`.
         window_size: tokens an S or A layer sees, the present one included.
-        conv_width: taps of G's short convolution on q, k, v.
+        rope: rotary positions in attention: order inside the window; without, the window is a bag of tokens.
+        rope_base: base of the rotary embedding inside the window.
+        conv_width: taps of G's short depthwise convolution on q, k, v: a key can name its neighbours; 0 for none.
+        qkv_activation: after that convolution: "silu" (the papers) or "none", so that keys keep their sign.
+        key_conv_width: tokens of a dense convolution under the key projection: the same marker gets another key in
+            another context; 0 for none.
+        slot_tokens: tokens with a key and query of their own, row i of a fixed orthonormal basis: up to head_dim
+            slots that never disturb each other. A marker before its value wants `shifted_value` too.
+        shifted_value: the key and gates of the token before write the value of this one: a marker keys what follows.
         error: form of the delta rule, "decayed" (the papers) or "raw".
         allow_negative_eigenvalues: beta in [0, 2] instead of [0, 1]; the decayed form only.
         decay: "sigmoid" (sigmoid(x + decay_bias)) or "mamba" (exp(-exp(A_log) softplus(x + dt_bias))), see
             docs/decisions/0004.
-        beta_bias, decay_bias: start of the gates' biases; decay_bias is used by "sigmoid" alone.
+        beta_bias, decay_bias: start of the gates' biases: -2 and +4 make a gatekeeper that writes little and keeps
+            long; decay_bias is used by "sigmoid" alone.
+        beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
             key names the token before its value from the first step on; "plain": random.
-        query: G's own query: its own projection ("own") or the key ("key", sources 001 and 003).
-        read_sources: memories an S layer reads: of the nearest G below, or of all below, weighted.
-        read_query_activation: applied to an S layer's memory query before its L2 norm.
-        read_gate_bias: start of the bias of the gate on memory reads.
+        query: G's own query: its own projection ("own") or the key ("key": it recites what it stored).
+        query_norm: whether an own query is L2-normalised, so that a read is no larger than what was written.
+        own_read_scale: factor of G's own read; None means head_dim ** -0.5, which matters without `output_norm` alone.
+        output_norm, output_gate: norm per head and SiLU gate on G's own read: each helps language in the papers.
+        read_sources: memories an S layer reads, each with a query of its own: of the nearest G below ("nearest"), or
+            of all below, with learned weights that start at 1 for the nearest and 0.5 for the others ("all"), added
+            ("sum"), or 1 for the first and 0.5 for later ones, fixed ("weighted").
+        read_query: an S layer's memory query: a projection of its own ("dedicated": reading is learned apart from
+            writing) or the writer's key projection ("shared": aligned from the first step).
+        read_query_std: start of the dedicated projection; small, so that an unnormalised read starts near nothing.
+        read_query_activation: applied to an S layer's memory query before its norm; "relu" makes it sparse.
+        read_query_norm: whether that query is L2-normalised: only its direction matters then.
+        read_scale: factor of an S layer's reads; None means head_dim ** -0.5, which matters without `read_norm` alone.
+        read_norm: norm per head on what was read: memories grow, their reads do not.
+        read_gate: gate on memory reads, one per head ("head") or the mean over heads ("mean").
+        read_gate_bias: start of that gate's bias: 1 starts open.
         own_read_drop_prob: in training, share of rows in which a G layer does not read its own memory.
+        local_scale: factor of what an S layer's window says: below 1 the memory has to carry more.
         local_drop_prob: in training, share of rows in which an S layer's window is dropped (kept rows are scaled
             up, so the expectation is the same at inference).
-        rope_base: base of the rotary embedding inside the window.
         norm_eps: added to mean squares.
         backend: memory operator backend by name, "auto" by device.
     """
@@ -46,22 +73,40 @@ class LayerConfig:
     n_value_heads: int | None = None
     head_dim: int = 64
     value_dim: int = 64
+    ff_expansion: float = 8 / 3
     d_ff: int | None = None
     window_size: int = 64
+    rope: bool = True
+    rope_base: float = 10_000.0
     conv_width: int = 4
+    qkv_activation: Literal["silu", "none"] = "silu"
+    key_conv_width: int = 0
+    slot_tokens: tuple[int, ...] = ()
+    shifted_value: bool = False
     error: Literal["decayed", "raw"] = "decayed"
     allow_negative_eigenvalues: bool = False
     decay: Literal["sigmoid", "mamba"] = "sigmoid"
     beta_bias: float = 0.0
     decay_bias: float = 5.0
+    beta_floor: float = 0.0
     start: Literal["mimetic", "plain"] = "mimetic"
     query: Literal["own", "key"] = "own"
-    read_sources: Literal["nearest", "all"] = "nearest"
+    query_norm: bool = True
+    own_read_scale: float | None = None
+    output_norm: bool = True
+    output_gate: bool = True
+    read_sources: Literal["nearest", "all", "sum", "weighted"] = "nearest"
+    read_query: Literal["dedicated", "shared"] = "dedicated"
+    read_query_std: float = 0.02
     read_query_activation: Literal["none", "relu", "silu"] = "silu"
+    read_query_norm: bool = True
+    read_scale: float | None = None
+    read_norm: bool = True
+    read_gate: Literal["head", "mean"] = "head"
     read_gate_bias: float = 0.0
     own_read_drop_prob: float = 0.0
+    local_scale: float = 1.0
     local_drop_prob: float = 0.0
-    rope_base: float = 10_000.0
     norm_eps: float = 1e-6
     backend: str = "auto"
 
@@ -78,28 +123,72 @@ class LayerConfig:
     @property
     def ff_dim(self) -> int:
         """Hidden size of SwiGLU."""
-        return -(-self.d_model * 8 // (3 * 64)) * 64 if self.d_ff is None else self.d_ff
+        return -(-int(self.d_model * self.ff_expansion) // 64) * 64 if self.d_ff is None else self.d_ff
+
+    @property
+    def beta_range(self) -> float:
+        """Largest write strength."""
+        return 2.0 if self.allow_negative_eigenvalues else 1.0
+
+    @property
+    def beta_is_constant(self) -> bool:
+        """Whether the floor leaves beta nothing to decide."""
+        return self.beta_floor == self.beta_range
 
     def _problems(self) -> list[str]:
         """Everything wrong with this config; subclasses add to it."""
         problems = type_problems(self)
         if problems:
             return problems  # comparisons below need the right types
-        positive = ["d_model", "n_heads", "head_dim", "value_dim", "window_size", "conv_width", "rope_base", "norm_eps"]
-        for name in [*positive, *(n for n in ("n_value_heads", "d_ff") if getattr(self, n) is not None)]:
-            if getattr(self, name) <= 0:
+        for name in [*_COUNTS, *(n for n in ("n_value_heads", "d_ff") if getattr(self, n) is not None)]:
+            if getattr(self, name) < 1:
                 problems.append(f"{name} is {getattr(self, name)}, it must be at least 1")
+        for name in [*_POSITIVE, *(n for n in ("own_read_scale", "read_scale") if getattr(self, n) is not None)]:
+            if not 0 < getattr(self, name) < math.inf:
+                problems.append(f"{name} is {getattr(self, name)}, it must be above 0 and finite")
+        for name, width in (("conv_width", self.conv_width), ("key_conv_width", self.key_conv_width)):
+            if width < 0:
+                problems.append(f"{name} is {width}, it must be at least 0")
         if self.head_dim % 2:
             problems.append(f"head_dim is {self.head_dim}, it must be even")
         if self.n_heads > 0 and self.value_heads % self.n_heads:
             problems.append(f"n_value_heads {self.value_heads} is not a multiple of n_heads {self.n_heads}")
-        if self.error == "raw" and self.allow_negative_eigenvalues:
-            problems.append("error 'raw' and allow_negative_eigenvalues exclude each other: above beta 1 raw explodes")
-        for name in ("own_read_drop_prob", "local_drop_prob"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("own_read_drop_prob", "local_drop_prob", "beta_floor"):
+            if not 0 <= getattr(self, name) <= (self.beta_range if name == "beta_floor" else 1):
                 problems.append(f"{name} is {getattr(self, name)}, it must be in [0, 1]")
         if self.local_drop_prob == 1:
             problems.append("local_drop_prob is 1, the window would never be trained: use a value below 1")
+        return problems + self._slot_problems() + self._conflicts()
+
+    def _slot_problems(self) -> list[str]:
+        """What is wrong with the slots."""
+        slots, problems = self.slot_tokens, []
+        if len(slots) > self.head_dim:
+            problems.append(f"slot_tokens has {len(slots)} tokens, head_dim {self.head_dim} has room for as many slots")
+        twice = sorted({token for token in slots if slots.count(token) > 1})
+        if twice:
+            problems.append(f"slot_tokens has {', '.join(map(str, twice))} twice")
+        if any(token < 0 for token in slots):
+            problems.append("slot_tokens has a negative id")
+        return problems
+
+    def _conflicts(self) -> list[str]:
+        """Options that exclude each other."""
+        problems = []
+        if self.error == "raw" and self.allow_negative_eigenvalues:
+            problems.append("error 'raw' and allow_negative_eigenvalues exclude each other: above beta 1 raw explodes")
+        if self.beta_is_constant and self.beta_bias != 0:
+            problems.append(
+                f"beta_floor {self.beta_floor} and beta_bias {self.beta_bias} exclude each other: beta is constant at "
+                "its floor (beta_bias 0)"
+            )
+        if self.query == "key" and not self.query_norm:
+            problems.append("query 'key' and query_norm false exclude each other: keys are always normalised")
+        if self.read_query == "shared" and self.read_query_std != 0.02:
+            problems.append(
+                f"read_query 'shared' and read_query_std {self.read_query_std} exclude each other: there is no "
+                "projection to start (read_query_std 0.02)"
+            )
         return problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,7 +214,10 @@ class LayerConfig:
             raise ConfigError(
                 "; ".join(problems), where="model config", fix=f"the fields are {', '.join(sorted(known))}"
             )
-        return cls(**raw)
+        values: dict[str, Any] = {}
+        for name, value in raw.items():  # files know lists, no tuples
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 def type_problems(config: Any) -> list[str]:
@@ -148,6 +240,8 @@ def _name(hint: Any) -> str:
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is tuple:  # of one kind, any number
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     if get_args(hint):  # a union
         return any(_fits(value, option) for option in get_args(hint))
     if hint is float:

@@ -16,7 +16,8 @@ from groundthink.layers.norms import Float32Module
 class DeltaGates(Float32Module):
     """log_decay and beta of every head from the layer's input.
 
-    beta = sigmoid(W_b x + beta_bias), doubled where negative eigenvalues are allowed (2411.12537).
+    beta = f + (r - f) sigmoid(W_b x + beta_bias), with r = 1, or 2 where negative eigenvalues are allowed
+    (2411.12537), and the floor f (source 002); with f = 1 = r every token is written in full, without parameters.
     log_decay = -exp(A_log) softplus(W_a x + dt_bias) as in Mamba2 (2405.21060), or log sigmoid(W_a x + decay_bias).
     """
 
@@ -26,9 +27,9 @@ class DeltaGates(Float32Module):
         super().__init__()
         heads = config.value_heads
         self.mamba = config.decay == "mamba"
-        self.beta_range = 2.0 if config.allow_negative_eigenvalues else 1.0
-        self.weight = nn.Parameter(torch.empty(2 * heads, config.d_model))
-        self.beta_bias = nn.Parameter(torch.empty(heads))
+        self.beta_range, self.beta_floor = config.beta_range, config.beta_floor
+        self.weight = nn.Parameter(torch.empty((1 if config.beta_is_constant else 2) * heads, config.d_model))
+        self.beta_bias = None if config.beta_is_constant else nn.Parameter(torch.empty(heads))
         self.decay_bias = nn.Parameter(torch.empty(heads))
         if self.mamba:
             self.a_log = nn.Parameter(torch.empty(heads))
@@ -39,7 +40,8 @@ class DeltaGates(Float32Module):
     def reset_parameters(self) -> None:
         """Start values: A in [1, 16] and time steps in [0.001, 0.1] for "mamba", the config's biases otherwise."""
         nn.init.normal_(self.weight, std=0.02)
-        nn.init.constant_(self.beta_bias, self._start[0])
+        if self.beta_bias is not None:
+            nn.init.constant_(self.beta_bias, self._start[0])
         if not self.mamba:
             nn.init.constant_(self.decay_bias, self._start[1])
             return
@@ -56,4 +58,5 @@ class DeltaGates(Float32Module):
             decay_bias=self.decay_bias,
             a_log=self.a_log if self.mamba else None,
             beta_range=self.beta_range,
+            beta_floor=self.beta_floor,
         )

@@ -6,8 +6,11 @@ import dataclasses
 import math
 import re
 from types import MappingProxyType
+from typing import Any, Self
 
+from groundthink.errors import ConfigError
 from groundthink.layers import MIXERS, LayerConfig
+from groundthink.model.presets import PRESETS
 
 LAYER_TYPES = {
     "G": "linear_attention",
@@ -28,6 +31,7 @@ class ModelConfig(LayerConfig):
         max_length: longest text this model was told about, in tokens; longer input is refused. None means no limit:
             no layer but F keeps more for a longer text.
         tie_embeddings: the output head is the embedding.
+        embedding_norm: RMSNorm after the embedding: layers see inputs of one size though the tied head sets its own.
         init_std: standard deviation of matrices and embeddings at the start.
     """
 
@@ -35,7 +39,32 @@ class ModelConfig(LayerConfig):
     vocab_size: int
     max_length: int | None = None
     tie_embeddings: bool = True
+    embedding_norm: bool = False
     init_std: float = 0.02
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """A model of the sources (`PRESETS`) with these fields changed.
+
+        Raises:
+            ConfigError: there is no such preset, or as for `from_dict`.
+        """
+        return cls.from_dict({**changes, "preset": name})
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Build from plain values; `preset` names the fields to start from (`PRESETS`), the others change them.
+
+        Raises:
+            ConfigError: there is no such preset; every field that does not exist or is missing; every problem.
+        """
+        if "preset" in raw:
+            name = raw["preset"]
+            if not isinstance(name, str) or name not in PRESETS:
+                known = ", ".join(PRESETS)
+                raise ConfigError(f"there is no preset {name!r}", where="model config", fix=f"presets: {known}")
+            raw = {**PRESETS[name], **{field: value for field, value in raw.items() if field != "preset"}}
+        return super().from_dict(raw)
 
     @property
     def layers(self) -> str:
@@ -64,6 +93,9 @@ class ModelConfig(LayerConfig):
         for name in ("vocab_size", *(["max_length"] if self.max_length is not None else [])):
             if getattr(self, name) < 1:
                 problems.append(f"{name} is {getattr(self, name)}, it must be at least 1")
+        outside = [token for token in self.slot_tokens if token >= self.vocab_size > 0]
+        if outside:
+            problems.append(f"slot_tokens has {outside[0]}, vocab_size {self.vocab_size} has no such id")
         return problems + pattern_problems(self.pattern)
 
 
@@ -131,15 +163,17 @@ def parameter_count(config: ModelConfig) -> int:
     d, heads, values = config.d_model, config.n_heads, config.value_heads
     key, value = heads * config.head_dim, values * config.value_dim
     qkv = key * (2 if config.query == "own" else 1) + value
-    gates = 2 * values * d + (3 if config.decay == "mamba" else 2) * values
-    delta = d * qkv + qkv * config.conv_width + gates + 2 * d * value + config.value_dim
+    gates = values * (d + 1) * (1 if config.beta_is_constant else 2) + values * (config.decay == "mamba")
+    delta = d * qkv + qkv * config.conv_width + d * d * config.key_conv_width + gates
+    delta += d * value * (2 if config.output_gate else 1) + config.value_dim * config.output_norm
     window = 4 * d * key
-    total = config.vocab_size * d * (1 if config.tie_embeddings else 2) + d
+    total = config.vocab_size * d * (1 if config.tie_embeddings else 2) + d * (2 if config.embedding_norm else 1)
     for i, letter in enumerate(config.layers):
         total += 2 * d + 3 * d * config.ff_dim
         total += delta if letter == "G" else window
         if letter == "S":
             n = config.read_sources_of(i)
-            total += n * d * key + d * value + config.value_dim  # queries, output, norm
-            total += d * values + values + (n if n > 1 else 0)  # gate, mix
+            total += n * d * key * (config.read_query == "dedicated")
+            total += d * value + config.value_dim * config.read_norm  # output, norm
+            total += d * values + values + (n if n > 1 and config.read_sources == "all" else 0)  # gate, mix
     return total

@@ -12,6 +12,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from groundthink.errors import ConfigError, StateError
 from groundthink.layers import ROLES, Context, RMSNorm, State
+from groundthink.layers.addressing import slots_of
+from groundthink.layers.gated_delta_net import GatedDeltaNet
 from groundthink.model.block import Block
 from groundthink.model.config import ModelConfig
 from groundthink.model.hf import GroundThinkConfig, SnapshotCache, documents_from_mask
@@ -41,6 +43,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         self.sizes = sizes
         self._read_later = _layers_read_later(sizes)
         self.embed = nn.Embedding(sizes.vocab_size, sizes.d_model)
+        self.embed_norm = RMSNorm(sizes.d_model, sizes.norm_eps) if sizes.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(sizes, i) for i in range(len(sizes.layers)))
         self.norm = RMSNorm(sizes.d_model, sizes.norm_eps)
         self.lm_head = nn.Linear(sizes.d_model, sizes.vocab_size, bias=False)
@@ -90,13 +93,24 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             position: [B] int64, tokens of each row before this segment.
         """
         positions = position[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.embed(input_ids)
+        x, slots = self.embed_norm(self.embed(input_ids)), slots_of(input_ids, self.sizes.slot_tokens)
         memories: tuple[DeltaMemory, ...] = ()
+        key_weights: tuple[Tensor, ...] = ()
         states: list[State] = []
         for i, block in enumerate(self.blocks):
-            context = Context(positions, documents, memories, keep_state, keep_memory=i in self._read_later)
+            context = Context(
+                positions=positions,
+                documents=documents,
+                memories=memories,
+                key_weights=key_weights,
+                slots=slots,
+                keep_state=keep_state,
+                keep_memory=i in self._read_later,
+            )
             x, state, memory = block(x, None if snapshot is None else snapshot.layers[i], context)
             memories = memories if memory is None else (*memories, memory)
+            if memory is not None and self.sizes.read_query == "shared":
+                key_weights = (*key_weights, cast(GatedDeltaNet, cast(Block, block).mixer).key_weight)
             if state is not None:
                 states.append(state)
         after = Snapshot(tuple(states), position + input_ids.shape[1]) if keep_state else None
@@ -173,7 +187,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
                 roles |= {f"{name}.mixer.{k}": v for k, v in module.mixer.parameter_roles().items()}
                 roles |= {f"{name}.ff.{k}.weight": "matrix" for k in ("up", "down")}
                 roles |= {f"{name}.{k}.weight": "norm" for k in ("mixer_norm", "ff_norm")}
-        roles["norm.weight"] = "norm"
+        roles |= {"norm.weight": "norm", **({"embed_norm.weight": "norm"} if self.sizes.embedding_norm else {})}
         missing = [name for name, _ in self.named_parameters() if roles.get(name) not in ROLES]
         if missing:
             raise ConfigError(f"parameters without a role: {', '.join(missing)}", fix="declare them in their layer")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from groundthink.layers.addressing import KeyContext
 from groundthink.layers.gated_delta_net import GatedDeltaNet, ShortConvolution
 from groundthink.layers.gates import DeltaGates
 from groundthink.layers.memory_attention import MemoryAttention, MemoryReader
@@ -28,14 +29,8 @@ def init_module(module: nn.Module, config: ModelConfig) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, RMSNorm):
         nn.init.ones_(module.weight)
-    elif isinstance(module, ShortConvolution | DeltaGates):
+    elif isinstance(module, ShortConvolution | DeltaGates | KeyContext | MemoryReader):
         module.reset_parameters()
-    elif isinstance(module, MemoryReader):
-        nn.init.normal_(module.query.weight, std=module.QUERY_STD)
-        nn.init.constant_(module.gate.bias, config.read_gate_bias)
-        if module.sources > 1:
-            nn.init.constant_(module.mix, 0.5)
-            module.mix[-1] = 1.0
 
 
 @torch.no_grad()
@@ -57,6 +52,6 @@ def start_queries_as_keys(blocks: Iterable[Block]) -> None:
             writers.append(mixer)
             if mixer.config.query == "own":
                 mixer.qkv.weight[: mixer.sizes[0]] = mixer.key_weight
-        elif isinstance(mixer, MemoryAttention):
+        elif isinstance(mixer, MemoryAttention) and mixer.reader.query is not None:
             sources = writers[-mixer.reader.sources :]
             mixer.reader.query.weight.copy_(torch.cat([writer.key_weight for writer in sources]))

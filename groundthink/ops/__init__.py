@@ -2,7 +2,7 @@
 
 from groundthink.ops.activations import delta_gates, swiglu
 from groundthink.ops.backends import BACKENDS, describe_backends
-from groundthink.ops.convolution import causal_conv, conv_heads
+from groundthink.ops.convolution import causal_conv, causal_windows, conv_heads
 from groundthink.ops.cross_entropy import linear_cross_entropy, next_token_loss
 from groundthink.ops.memory import DeltaMemory, write, write_and_read
 from groundthink.ops.norms import add_rms_norm, gated_rms_norm, rms_norm
@@ -14,6 +14,7 @@ __all__ = [
     "Past",
     "add_rms_norm",
     "causal_conv",
+    "causal_windows",
     "conv_heads",
     "delta_gates",
     "describe_backends",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +44,33 @@ def causal_conv(
     return y, _of_last_document(padded[:, length:], documents)
 
 
+def causal_windows(
+    x: Tensor, width: int, *, state: Tensor | None = None, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The last `width` tokens of every position side by side, so that a matrix over them is a dense convolution.
+
+    Args:
+        x: [B,T,D].
+        width: W, the present token included.
+        state: [B,W-1,D] the tokens before x; None means zeros.
+        documents: [B,T] ids, as in `causal_conv`: tokens of another document are zeros.
+
+    Returns:
+        [B,T,W*D], the present token last, and the next state [B,W-1,D], as in `causal_conv`.
+    """
+    batch, length = x.shape[:2]
+    before = x.new_zeros(batch, width - 1, x.shape[2]) if state is None else state.to(x.dtype)
+    padded = torch.cat([before, x], 1)
+    taps = [padded[:, i : i + length] for i in range(width)]
+    if documents is not None:
+        same = _same_document(documents, width).to(x.dtype)
+        taps[:-1] = [tap * mine for tap, mine in zip(taps, same, strict=False)]
+    return torch.cat(taps, -1), _of_last_document(padded[:, length:], documents)
+
+
 def conv_heads(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     *,
     key_parts: int,
     key_heads: int,
@@ -55,22 +79,27 @@ def conv_heads(
     state: Tensor | None = None,
     documents: Tensor | None = None,
     keep_state: bool = True,
+    activation: Literal["silu", "none"] = "silu",
+    query_norm: bool = True,
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """SiLU of `causal_conv`, split into heads; queries and keys over their L2 norm (at least 1e-12).
 
-    On CUDA one kernel each way for filters of up to 4 taps; float64 and the CPU compose it from torch.
+    On CUDA one kernel each way for filters of up to 4 taps under SiLU with both norms; every other form, float64 and
+    the CPU compose it from torch.
 
     Args:
         x: [B,T,C], channels ordered as the parts returned.
-        weight: [C,W].
+        weight: [C,W]; None means no convolution.
         key_parts: 2 for queries and keys, 1 for keys alone.
         key_heads: H of each of them; key_dim: K; value_dim: V, whose heads are what the channels leave.
         state, documents: see `causal_conv`.
         keep_state: whether the next state is wanted.
+        activation: of the channels, before the norms.
+        query_norm: whether queries are normalised; keys always are.
 
     Returns:
         (queries [B,T,H,K] if there are two key parts, keys [B,T,H,K], values [B,T,HV,V]) in x's dtype, and the next
-        state, None if it was not asked for.
+        state, None if it was not asked for or there is no convolution.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -81,7 +110,9 @@ def conv_heads(
         raise ValueError(
             f"{x.shape[2]} channels are not {key_parts} x {key_heads} x {key_dim} and heads of {value_dim}"
         )
-    if _fused.runs_kernels(x) and weight.shape[1] <= 4:  # as many taps as the kernels hold in registers
+    plain = weight is None or activation != "silu" or not query_norm
+    # as many taps as the kernels hold in registers
+    if weight is not None and not plain and weight.shape[1] <= 4 and _fused.runs_kernels(x):
         if weight.shape[0] != x.shape[2]:
             raise ValueError(f"weight should be [{x.shape[2]}, W], is {tuple(weight.shape)}")
         parts = _fused.kernels("conv").conv_heads(
@@ -89,10 +120,14 @@ def conv_heads(
         )
         after = _next_state(x, weight.shape[1], state, documents) if keep_state else None
         return _heads(parts, key_dim, value_dim), after
-    mixed, after = causal_conv(x, weight, state=state, documents=documents)
-    split = F.silu(mixed).split([key_width] * key_parts + [value_width], -1)
-    heads = _heads(split, key_dim, value_dim)
-    return (*(l2_normalise(part) for part in heads[:-1]), heads[-1]), after if keep_state else None
+    after = None
+    if weight is not None:
+        x, after = causal_conv(x, weight, state=state, documents=documents)
+    mixed = F.silu(x) if activation == "silu" else x
+    *keys, values = _heads(mixed.split([key_width] * key_parts + [value_width], -1), key_dim, value_dim)
+    bare = keys[:-1] if not query_norm else []
+    normed = [l2_normalise(part) for part in keys[len(bare) :]]
+    return (*bare, *normed, values), after if keep_state else None
 
 
 def l2_normalise(x: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from groundthink.layers import MIXERS, Context, LayerConfig, Mixed, Mixer, State, freeze
 from groundthink.layers.gated_delta_net import GatedDeltaNet
-from groundthink.model import block
+from groundthink.model import PRESETS, block
 from groundthink.model import config as model_config
 
+SMALL = {"vocab_size": 23, "d_model": 16, "n_heads": 2, "head_dim": 8, "value_dim": 6, "window_size": 5}
 STANDINGS: dict[str, contract.Factory] = {
     "G": contract.factory_of("G"),
     "GS": contract.factory_of("GS"),
@@ -33,6 +34,34 @@ STANDINGS: dict[str, contract.Factory] = {
     "grouped values": contract.factory_of("GGS", n_value_heads=4, read_sources="all", conv_width=1),
     "negative": contract.factory_of("GS", allow_negative_eigenvalues=True, read_query_activation="none"),
     "drops": contract.factory_of("GSGS", local_drop_prob=0.5, own_read_drop_prob=0.5, window_size=1),
+    "bare": contract.factory_of(
+        "GS",
+        conv_width=0,
+        qkv_activation="none",
+        query_norm=False,
+        own_read_scale=1.0,
+        output_norm=False,
+        output_gate=False,
+        read_norm=False,
+        read_query_norm=False,
+        read_query_std=0.3,
+        read_scale=1.0,
+        read_gate="mean",
+        read_gate_bias=1.0,
+        rope=False,
+    ),
+    "half bare": contract.factory_of("GS", conv_width=0, output_norm=False, ff_expansion=4.0, beta_floor=0.3),
+    "always written": contract.factory_of(
+        "GS", beta_floor=1.0, output_gate=False, embedding_norm=True, local_scale=0.3, local_drop_prob=0.5
+    ),
+    "shifted": contract.factory_of("GGS", shifted_value=True, n_value_heads=4, read_sources="sum"),
+    "shifted raw": contract.factory_of("GS", shifted_value=True, error="raw", query="key", conv_width=0),
+    "context keys": contract.factory_of("GGS", key_conv_width=3, start="plain", read_sources="weighted"),
+    "slots": contract.factory_of(
+        "GS", slot_tokens=(7, 3, 11), shifted_value=True, key_conv_width=2, query="key", decay="mamba"
+    ),
+    "shared query": contract.factory_of("GGS", read_query="shared", read_sources="all", slot_tokens=(5,)),
+    **{f"preset {name}": contract.factory_of(**{**PRESETS[name], **SMALL}) for name in PRESETS},
 }
 
 

@@ -135,7 +135,7 @@ def test_a_reader_of_one_memory_reads_the_nearest() -> None:
 
 
 def test_a_reader_of_all_memories_weights_them() -> None:
-    config = _config(n_value_heads=4)
+    config = _config(n_value_heads=4, read_sources="all")
     reader = MemoryReader(config, 3)
     assert reader.mix.tolist() == [0.5, 0.5, 1.0]
     x, context = _context(config, 3)
