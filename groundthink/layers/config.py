@@ -154,8 +154,9 @@ class LayerConfig:
         if self.n_heads > 0 and self.value_heads % self.n_heads:
             problems.append(f"n_value_heads {self.value_heads} is not a multiple of n_heads {self.n_heads}")
         for name in ("own_read_drop_prob", "local_drop_prob", "beta_floor"):
-            if not 0 <= getattr(self, name) <= (self.beta_range if name == "beta_floor" else 1):
-                problems.append(f"{name} is {getattr(self, name)}, it must be in [0, 1]")
+            most = self.beta_range if name == "beta_floor" else 1
+            if not 0 <= getattr(self, name) <= most:
+                problems.append(f"{name} is {getattr(self, name)}, it must be in [0, {most:g}]")
         if self.local_drop_prob == 1:
             problems.append("local_drop_prob is 1, the window would never be trained: use a value below 1")
         return problems + self._slot_problems() + self._conflicts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 
 from groundthink import ops
 from groundthink.layers import Context, LayerConfig, RMSNorm, SwiGLU, freeze
+from groundthink.layers.attention import WindowAttention
+from groundthink.layers.gated_delta_net import GatedDeltaNet
 from groundthink.layers.gates import DeltaGates
-from groundthink.layers.memory_attention import MemoryReader
+from groundthink.layers.memory_attention import MemoryAttention, MemoryReader
 from groundthink.layers.mixer import row_dropout
 from groundthink.layers.rotary import rotate
 
@@ -97,6 +100,8 @@ def test_swiglu() -> None:
     gate, up = ff.up.weight.chunk(2)
     torch.testing.assert_close(ff(x), (F.silu(x @ gate.T) * (x @ up.T)) @ ff.down.weight.T)
     assert _config(d_model=256).ff_dim == 704  # 8/3 * 256 = 682.7, up to a multiple of 64
+    assert [_config(d_model=d).ff_dim for d in (24, 48, 192)] == [64, 128, 512]  # 8/3 of these is one already
+    assert _config(d_model=256, ff_expansion=4.0).ff_dim == 1024
 
 
 def test_row_dropout_takes_whole_rows_and_keeps_the_mean() -> None:
@@ -111,17 +116,18 @@ def test_row_dropout_takes_whole_rows_and_keeps_the_mean() -> None:
     assert not row_dropout(x, 1.0, training=True, rescale=False).any()
 
 
-def _context(config: LayerConfig, sources: int) -> tuple[torch.Tensor, Context]:
-    def memory() -> ops.DeltaMemory:
-        heads = config.value_heads
-        return ops.write(
-            F.normalize(torch.randn(2, 5, config.n_heads, config.head_dim), dim=-1),
-            torch.randn(2, 5, heads, config.value_dim),
-            log_decay=-torch.rand(2, 5, heads),
-            beta=torch.rand(2, 5, heads),
-        )
+def _memory(config: LayerConfig, rows: int = 2) -> ops.DeltaMemory:
+    heads = config.value_heads
+    return ops.write(
+        F.normalize(torch.randn(rows, 5, config.n_heads, config.head_dim), dim=-1),
+        torch.randn(rows, 5, heads, config.value_dim),
+        log_decay=-torch.rand(rows, 5, heads),
+        beta=torch.rand(rows, 5, heads),
+    )
 
-    memories = tuple(memory() for _ in range(sources))
+
+def _context(config: LayerConfig, sources: int) -> tuple[torch.Tensor, Context]:
+    memories = tuple(_memory(config) for _ in range(sources))
     return torch.randn(2, 5, config.d_model), Context(torch.arange(5).expand(2, -1), memories=memories)
 
 
@@ -149,6 +155,99 @@ def test_a_reader_of_all_memories_weights_them() -> None:
         reader.mix.copy_(torch.tensor([0.5, 0.0, 1.0]))
     reader(x, context)
     torch.testing.assert_close(reads[0], reads[1] / 4 + reads[2])
+
+
+@pytest.mark.parametrize(("sources", "weights"), [("sum", [1, 1, 1]), ("weighted", [1, 0.5, 0.5])])
+def test_fixed_weights_of_memories(sources: str, weights: list[float]) -> None:
+    """The first memory is the lowest; nothing is learned."""
+    reader = MemoryReader(_config(read_sources=sources, read_norm=False, read_scale=3.0), 3)
+    x, context = _context(reader.config, 3)
+    reads: list[torch.Tensor] = []
+    reader.hook_read.register_forward_hook(lambda _m, _i, out: reads.append(out))
+    reader(x, context)
+    queries, gate = reader.queries(x, context), torch.sigmoid(reader.gate(x))[..., None]
+    parts = [memory.read(queries[:, :, i], scale=3.0) for i, memory in enumerate(context.memories)]
+    want = sum(w * part for w, part in zip(weights, parts, strict=True)) * gate
+    torch.testing.assert_close(reads[0], want.flatten(2))
+    assert reader.mix is None
+
+
+def test_a_shared_query_is_the_writers_key_projection() -> None:
+    config = _config(read_query="shared", read_query_activation="none", read_query_norm=False)
+    reader, weights = MemoryReader(config, 2), torch.randn(3, 8, 12)
+    x, context = _context(config, 3)
+    context = dataclasses.replace(context, key_weights=tuple(weights), slots=torch.tensor([[-1, -1, 2, -1, -1]] * 2))
+    queries = reader.queries(x, context)
+    for i, weight in enumerate(weights[1:]):
+        want = (x @ weight.T).unflatten(-1, (2, 4))
+        want[:, 2] = torch.eye(4)[2]
+        torch.testing.assert_close(queries[:, :, i], want)
+    assert reader.query is None
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_read_query(activation: Any, norm: bool) -> None:
+    reader = MemoryReader(_config(read_query_activation=activation, read_query_norm=norm, read_query_std=0.5), 1)
+    x, context = _context(reader.config, 1)
+    assert reader.query is not None
+    assert 0.35 < float(reader.query.weight.detach().std()) < 0.65  # 96 numbers: 0.5 within four standard errors
+    want = getattr(F, activation)(reader.query(x)) if activation != "none" else reader.query(x)
+    want = want.unflatten(-1, (1, 2, 4))
+    torch.testing.assert_close(reader.queries(x, context), F.normalize(want, dim=-1) if norm else want)
+
+
+def test_a_gate_averaged_over_heads() -> None:
+    reader = MemoryReader(_config(read_gate="mean", read_gate_bias=1.0, n_value_heads=4), 1)
+    x, context = _context(reader.config, 1)
+    assert reader.gate.bias.tolist() == [1.0] * 4
+    reads: list[torch.Tensor] = []
+    reader.hook_read.register_forward_hook(lambda _m, _i, out: reads.append(out))
+    reader(x, context)
+    with torch.no_grad():
+        part = reader.norm(context.memories[0].read(reader.queries(x, context)[:, :, 0])).flatten(2)
+        want = part * torch.sigmoid(reader.gate(x)).mean(-1, keepdim=True)
+    torch.testing.assert_close(reads[0], want)
+
+
+def test_local_scale_and_drop_are_source_002s() -> None:
+    """Scale 0.3 at a drop of 0.7: in training whole or nothing, at inference 0.3 of it."""
+    layer = MemoryAttention(_config(local_scale=0.3, local_drop_prob=0.7))
+    rows = torch.randn(40, 5, 12)
+    context = Context(torch.arange(5).expand(40, -1), memories=(_memory(layer.config, 40),))
+    heard: list[torch.Tensor] = []
+    layer.hook_local.register_forward_hook(lambda _m, _i, out: heard.append(out.detach()))
+    with torch.no_grad():
+        local = layer.attend(rows, None, context)[0]
+        layer(rows, None, context)
+        layer.eval()(rows, None, context)
+    kept = heard[0].flatten(1).any(1)
+    assert 0 < int(kept.sum()) < 40
+    torch.testing.assert_close(heard[0][kept], local[kept])
+    torch.testing.assert_close(heard[1], 0.3 * local)
+
+
+def test_without_rope_the_window_is_a_bag() -> None:
+    """The last token of a window hears the others in any order alike; with rotary positions it does not."""
+    x = torch.randn(2, 5, 12)
+    turned = torch.cat([x[:, :4].flip(1), x[:, 4:]], 1)
+    context = Context(torch.arange(5).expand(2, -1))
+    for rope in (False, True):
+        layer = WindowAttention(_config(rope=rope))
+        same = torch.allclose(layer(x, None, context).y[:, 4], layer(turned, None, context).y[:, 4], atol=1e-6)
+        assert same == (not rope)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("gate", [True, False])
+def test_norm_and_gate_of_an_own_read(norm: bool, gate: bool) -> None:
+    layer = GatedDeltaNet(_config(output_norm=norm, output_gate=gate))
+    read, x = torch.randn(2, 3, 2, 6), torch.randn(2, 3, 12)
+    want = (F.rms_norm(read, (6,), eps=1e-6) if norm else read).flatten(2)
+    if layer.out_gate is not None:
+        want = want * F.silu(layer.out_gate(x))
+    torch.testing.assert_close(layer.norm_and_gate(read, x), want)
+    assert (layer.out_norm is None, layer.out_gate is None) == (not norm, not gate)
 
 
 def test_a_state_has_read_only_names() -> None:

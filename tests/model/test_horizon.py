@@ -57,6 +57,10 @@ def _reach(model: HybridForCausalLM, length: int) -> int:
         ("GS", {"query": "key", "decay": "sigmoid"}),
         ("GGS", {"read_sources": "all", "window_size": 7}),
         ("GSAG", {"conv_width": 2}),
+        ("G", {"conv_width": 0}),
+        ("GS", {"shifted_value": True, "conv_width": 0}),
+        ("GG", {"shifted_value": True, "key_conv_width": 3, "conv_width": 2}),
+        ("GS", {"key_conv_width": 5, "query": "key", "slot_tokens": (3,)}),
     ],
 )
 def test_horizon_is_what_can_be_measured(pattern: str, fields: dict[str, Any]) -> None:
@@ -79,4 +83,6 @@ def test_without_reads_windows_alone_reach_back(pattern: str) -> None:
 def test_horizon_arithmetic() -> None:
     config = ModelConfig(pattern="GGS*2", vocab_size=5, window_size=16, conv_width=4)
     assert config.horizon == 4 * 3 + 2 * 15
+    bare = {"conv_width": 0, "key_conv_width": 6, "shifted_value": True}
+    assert ModelConfig(pattern="GGS*2", vocab_size=5, window_size=16, **bare).horizon == 4 * (5 + 1) + 2 * 15  # type: ignore[arg-type]
     assert ModelConfig(pattern="GF", vocab_size=5).horizon == math.inf

@@ -40,6 +40,26 @@ from groundthink.model.config import expand_pattern
         ({"local_drop_prob": 1.5}, r"local_drop_prob is 1.5, it must be in \[0, 1\]"),
         ({"local_drop_prob": 1}, "the window would never be trained"),
         ({"own_read_drop_prob": math.nan}, "own_read_drop_prob is nan"),
+        ({"conv_width": -1}, "conv_width is -1, it must be at least 0"),
+        ({"key_conv_width": -1}, "key_conv_width is -1, it must be at least 0"),
+        ({"local_scale": 0.0}, "local_scale is 0.0, it must be above 0"),
+        ({"read_scale": math.inf}, "read_scale is inf, it must be above 0 and finite"),
+        ({"own_read_scale": "1"}, "own_read_scale is '1', it must be float | None"),
+        ({"ff_expansion": math.nan}, "ff_expansion is nan"),
+        ({"beta_floor": -0.1}, r"beta_floor is -0.1, it must be in \[0, 1\]"),
+        ({"beta_floor": 1.5}, r"beta_floor is 1.5, it must be in \[0, 1\]"),
+        ({"beta_floor": 2.5, "allow_negative_eigenvalues": True}, r"beta_floor is 2.5, it must be in \[0, 2\]"),
+        ({"beta_floor": 1.0, "beta_bias": -2.0}, "beta_floor 1.0 and beta_bias -2.0 exclude each other"),
+        ({"query": "key", "query_norm": False}, "query 'key' and query_norm false exclude each other"),
+        ({"read_query": "shared", "read_query_std": 0.01}, "'shared' and read_query_std 0.01 exclude each other"),
+        ({"slot_tokens": (3, 1, 3)}, "slot_tokens has 3 twice"),
+        ({"slot_tokens": (-1,)}, "slot_tokens has a negative id"),
+        ({"slot_tokens": (8, 9)}, "slot_tokens has 9, vocab_size 9 has no such id"),
+        ({"slot_tokens": (1, 2, 3), "head_dim": 2}, "slot_tokens has 3 tokens, head_dim 2 has room for as many"),
+        ({"slot_tokens": [1, 2]}, r"slot_tokens is \[1, 2\], it must be tuple"),
+        ({"slot_tokens": (True,)}, r"slot_tokens is \(True,\), it must be tuple"),
+        ({"rope": 1}, "rope is 1, it must be bool"),
+        ({"read_sources": "last"}, "'nearest' or 'all' or 'sum' or 'weighted'"),
     ],
 )
 def test_a_problem_is_named(fields: dict[str, Any], said: str) -> None:
@@ -55,6 +75,23 @@ def test_all_problems_at_once() -> None:
         ModelConfig(pattern="SQ", vocab_size=-1, window_size=0, head_dim=3, local_drop_prob=2.0)
     for field in ("pattern", "vocab_size", "window_size", "head_dim", "local_drop_prob"):
         assert field in str(caught.value)
+
+
+def test_all_conflicts_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(
+            pattern="GS",
+            vocab_size=9,
+            error="raw",
+            allow_negative_eigenvalues=True,
+            beta_floor=2.0,
+            beta_bias=1.0,
+            query="key",
+            query_norm=False,
+            read_query="shared",
+            read_query_std=1.0,
+        )
+    assert caught.value.what.count("exclude each other") == 4
 
 
 def test_unknown_and_missing_fields_are_refused() -> None:
@@ -84,6 +121,9 @@ SIZES = [
     {"pattern": "FAGS", "n_value_heads": 8, "decay": "sigmoid"},
     {"pattern": "GGS*2", "read_sources": "all", "conv_width": 1, "value_dim": 24},
     {"pattern": "GGGS", "d_ff": 100, "head_dim": 10, "error": "raw"},
+    {"pattern": "GGS", "conv_width": 0, "key_conv_width": 3, "output_norm": False, "read_norm": False},
+    {"pattern": "GGS", "output_gate": False, "beta_floor": 1.0, "read_query": "shared", "read_sources": "all"},
+    {"pattern": "GGS", "embedding_norm": True, "read_sources": "sum", "slot_tokens": (1, 2), "decay": "mamba"},
 ]
 
 

@@ -34,7 +34,18 @@ def _logits(model: Any) -> torch.Tensor:
         return model(torch.arange(12)[None] % 13).logits
 
 
-@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False}, {"read_sources": "all", "max_length": 99}])
+OPTIONS: dict[str, Any] = {"slot_tokens": (3, 5), "key_conv_width": 3, "shifted_value": True, "start": "mimetic"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_embeddings": False},
+        {"read_sources": "all", "max_length": 99},
+        {**OPTIONS, "beta_floor": 1.0, "embedding_norm": True, "read_query": "shared"},
+    ],
+)
 def test_round_trip(fields: dict[str, Any], tmp_path: Path) -> None:
     model = _model(**fields)
     save_model(model, tmp_path / "m")

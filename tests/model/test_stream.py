@@ -106,6 +106,15 @@ def test_a_step_asks_the_host_nothing(rule: str, limit: int | None) -> None:
     assert asked(make(max_length=limit), rule) == set()
 
 
+OPTIONS: dict[str, Any] = {"slot_tokens": (3, 5), "key_conv_width": 3, "shifted_value": True, "beta_floor": 1.0}
+
+
+def test_options_ask_the_host_nothing_either() -> None:
+    model = make("GGS", read_query="shared", read_sources="all", embedding_norm=True, **OPTIONS)
+    assert asked(model) == set()
+    assert torch.equal(written(model, some_ids(9), segment=2), generated(model, some_ids(9)))
+
+
 def test_a_step_that_asks_is_caught() -> None:
     model = make()
     model.norm.register_forward_hook(lambda _m, _i, out: out * float(out.abs().max()))
