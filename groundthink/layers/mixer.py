@@ -25,19 +25,19 @@ class Context:
         positions: [B,T] int64 position of each token in its row, carried over segments.
         documents: [B,T] ids, non-decreasing; None means one document per row.
         memories: written by the layers below, nearest last.
-        key_weights: [H*K,D] of each of these memories, the projection that made its keys; empty if nobody shares it.
-        slots: [B,T] int64, the slot that a token is declared as, -1 for all others; None without slots.
         keep_state: whether the state after the last token is wanted.
         keep_memory: whether a later layer will read the memory that this one writes.
+        key_weights: [H*K,D] of each of the memories, the projection that made its keys; empty if nobody shares it.
+        slots: [B,T] int64, the slot that a token is declared as, -1 for all others; None without slots.
     """
 
     positions: Tensor
     documents: Tensor | None = None
     memories: tuple[DeltaMemory, ...] = ()
-    key_weights: tuple[Tensor, ...] = ()
-    slots: Tensor | None = None
     keep_state: bool = True
     keep_memory: bool = True
+    key_weights: tuple[Tensor, ...] = ()
+    slots: Tensor | None = None
 
 
 class Mixed(NamedTuple):

@@ -43,7 +43,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         self.sizes = sizes
         self._read_later = _layers_read_later(sizes)
         self.embed = nn.Embedding(sizes.vocab_size, sizes.d_model)
-        self.embed_norm = RMSNorm(sizes.d_model, sizes.norm_eps) if sizes.embedding_norm else nn.Identity()
+        self.embed_norm = RMSNorm(sizes.d_model, sizes.norm_eps) if sizes.embedding_norm else None
         self.blocks = nn.ModuleList(Block(sizes, i) for i in range(len(sizes.layers)))
         self.norm = RMSNorm(sizes.d_model, sizes.norm_eps)
         self.lm_head = nn.Linear(sizes.d_model, sizes.vocab_size, bias=False)
@@ -93,7 +93,10 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             position: [B] int64, tokens of each row before this segment.
         """
         positions = position[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
-        x, slots = self.embed_norm(self.embed(input_ids)), slots_of(input_ids, self.sizes.slot_tokens)
+        x, slots = self.embed(input_ids), slots_of(input_ids, self.sizes.slot_tokens)
+        if self.embed_norm is not None:
+            with torch.autocast(x.device.type, enabled=False):  # the residual stream keeps the embedding's precision
+                x = self.embed_norm(x)
         memories: tuple[DeltaMemory, ...] = ()
         key_weights: tuple[Tensor, ...] = ()
         states: list[State] = []

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from groundthink.layers import MIXERS, Context, LayerConfig, Mixed, Mixer, State, freeze
+from groundthink.layers import MIXERS, Context, LayerConfig, Mixed, Mixer, State, freeze, gated_delta_net
 from groundthink.layers.gated_delta_net import GatedDeltaNet
-from groundthink.model import PRESETS, block
+from groundthink.model import PRESETS, block, hybrid
 from groundthink.model import config as model_config
 
 SMALL = {"vocab_size": 23, "d_model": 16, "n_heads": 2, "head_dim": 8, "value_dim": 6, "window_size": 5}
@@ -253,6 +253,23 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Mixer]], contract
         return contract.factory_of("Z", **options)
 
     return plant
+
+
+def test_a_broken_shift_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    shifted, real = STANDINGS["shifted"], gated_delta_net.shift
+    monkeypatch.setattr(gated_delta_net, "shift", lambda now, before, documents: real(now, before, None))
+    with pytest.raises(AssertionError, match="document of"):
+        contract.check_packed(shifted)
+    monkeypatch.setattr(gated_delta_net, "shift", lambda now, before, documents: real(now, None, documents))
+    with pytest.raises(AssertionError, match="relative difference"):
+        contract.check_step_by_step(shifted)
+
+
+def test_slots_of_later_tokens_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = hybrid.slots_of
+    monkeypatch.setattr(hybrid, "slots_of", lambda tokens, slots: real(tokens.roll(-1, 1), slots))
+    with pytest.raises(AssertionError, match="moves earlier logits"):
+        contract.check_causal(STANDINGS["slots"])
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fused_cases import interpreted
 from torch import Tensor
 
@@ -45,6 +46,33 @@ def test_loss_and_every_gradient(pattern: str, fields: dict[str, Any]) -> None:
     assert found.keys() == truth.keys()
     for name, t in truth.items():
         assert (found[name].double() - t).norm() < BAR * t.norm(), name
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"conv_width": 0, "beta_floor": 0.3, "output_gate": False, "read_norm": False, "shifted_value": True},
+        {"qkv_activation": "none", "beta_floor": 1.0, "output_norm": False, "embedding_norm": True, "rope": False},
+        {"key_conv_width": 2, "slot_tokens": (3, 5), "read_query": "shared", "query_norm": False, "read_gate": "mean"},
+    ],
+)
+def test_options_beside_the_kernels(fields: dict[str, Any]) -> None:
+    """What no kernel covers takes plain torch in the middle of those that run."""
+    found, truth = gradients(model("GS", **fields)), gradients(model("GS", **fields).double())
+    assert found.keys() == truth.keys()
+    for name, t in truth.items():
+        assert (found[name].double() - t).norm() < BAR * t.norm(), name
+
+
+def test_a_normed_embedding_keeps_the_residual_stream_in_float32() -> None:
+    """Kernels return norms in autocast's type, for the product that follows; here none does."""
+    net, seen = model("G", embedding_norm=True), []
+    net.blocks[0].register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        net.prefill(text()["input_ids"])
+    embedded = net.embed(text()["input_ids"])
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0], F.rms_norm(embedded, (24,), eps=1e-6), rtol=1e-5, atol=1e-6)
 
 
 def test_the_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
