@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from groundthink.tasks.needle import depth_length_grid
     from groundthink.tasks.registry import TASKS, make_task
     from groundthink.tasks.scoring import TaskResult, answers_to, collate, evaluate
+    from groundthink.tasks.successor import Gap, gap_to_entropy
     from groundthink.tasks.task import Chance, Episode, Query, Task, Vocabulary
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TASKS",
     "Chance",
     "Episode",
+    "Gap",
     "Query",
     "Task",
     "TaskResult",
@@ -31,6 +33,7 @@ __all__ = [
     "collate",
     "depth_length_grid",
     "evaluate",
+    "gap_to_entropy",
     "make_task",
     "mean_losses",
     "n50",
@@ -43,6 +46,7 @@ _HOME = {
     "check": ("check_episode", "check_splits"),
     "scoring": ("TaskResult", "answers_to", "collate", "evaluate"),
     "needle": ("depth_length_grid",),
+    "successor": ("Gap", "gap_to_entropy"),
     "registry": ("TASKS", "make_task"),
     "task": ("Chance", "Episode", "Query", "Task", "Vocabulary"),
 }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from groundthink.data.tokenizer import Tokenizer
 from groundthink.errors import ConfigError
 from groundthink.tasks.copy import Copy
+from groundthink.tasks.echo import Echo
 from groundthink.tasks.facts import Facts
 from groundthink.tasks.kv_capacity import KvCapacity
 from groundthink.tasks.kv_compositional import KvCompositional
@@ -19,9 +20,11 @@ from groundthink.tasks.kv_fuzzy import KvFuzzy
 from groundthink.tasks.kv_noise import KvNoise
 from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
+from groundthink.tasks.marker_needle import MarkerNeedle
 from groundthink.tasks.needle import Needle
 from groundthink.tasks.ngram_lookup import NgramLookup
 from groundthink.tasks.selective_copy import SelectiveCopy
+from groundthink.tasks.successor import Successor
 from groundthink.tasks.task import Task, Vocabulary, refuse_unknown
 from groundthink.tasks.track import Track
 
@@ -39,6 +42,9 @@ TASKS: dict[str, type[Task]] = {
         NgramLookup,
         Track,
         Needle,
+        MarkerNeedle,
+        Echo,
+        Successor,
         Facts,
     )
 }

@@ -18,6 +18,7 @@ from groundthink.data.packing import IGNORE, check_batch
 from groundthink.errors import ConfigError, TaskError
 from groundthink.tasks.check import check_episode, check_splits, find
 from groundthink.tasks.copy import Copy
+from groundthink.tasks.echo import Echo
 from groundthink.tasks.facts import Facts
 from groundthink.tasks.kv_capacity import KvCapacity
 from groundthink.tasks.kv_compositional import KvCompositional
@@ -25,10 +26,12 @@ from groundthink.tasks.kv_fuzzy import KvFuzzy
 from groundthink.tasks.kv_noise import KvNoise
 from groundthink.tasks.kv_overwrite import KvOverwrite
 from groundthink.tasks.kv_recall import KvRecall
+from groundthink.tasks.marker_needle import MarkerNeedle
 from groundthink.tasks.needle import Needle
 from groundthink.tasks.ngram_lookup import NgramLookup
 from groundthink.tasks.registry import TASKS, make_task
 from groundthink.tasks.selective_copy import SelectiveCopy
+from groundthink.tasks.successor import Successor
 from groundthink.tasks.task import Episode, Task, Vocabulary
 from groundthink.tasks.track import Track
 from tasks.worlds import VOCABULARY, text
@@ -53,6 +56,11 @@ EXAMPLES: list[Task] = [
     NgramLookup(VOCABULARY, length=20, n_queries=3, distance="uniform:4:9"),
     NgramLookup(VOCABULARY, length=30, n=1, alphabet=50, n_queries=4, distance="beyond:4"),
     Track(VOCABULARY, group="A5", length=20),
+    MarkerNeedle(VOCABULARY, length=40, keyed=False, ids="text"),
+    MarkerNeedle(VOCABULARY, length=60, n_needles=5, n_queries=3, distance="uniform:4:20"),
+    MarkerNeedle(VOCABULARY, length=60, n_needles=3, noise="filler", held_out=0.0, distance="beyond:9"),
+    Echo(VOCABULARY, length=30, n_items=6, n_queries=4),
+    Successor(VOCABULARY, length=20),
 ]
 every_task = pytest.mark.parametrize("task", EXAMPLES, ids=lambda t: t.name)
 few = settings(deadline=None, max_examples=25, derandomize=True, database=None)
@@ -257,6 +265,15 @@ def test_every_task_file_shows_itself(
         ("selective_copy", {"n_copy": 0, "n_filler": -1}, ["n_copy 0", "n_filler -1"]),
         ("ngram_lookup", {"n": 5, "alphabet": 65, "distance": "fixed:5"}, ["not 1 to 4", "64 values", "6 tokens"]),
         ("ngram_lookup", {"n": 1, "alphabet": 4, "n_queries": 9}, ["at most the 4", "n_queries 9 is not between"]),
+        ("marker_needle", {"n_needles": 2, "keyed": False, "n_queries": 3}, ["n_queries 3", "no one answer"]),
+        ("marker_needle", {"ids": "x", "noise": "filler", "held_out": 0.1}, ["ids 'x'", "training never shows"]),
+        ("marker_needle", {"length": 8}, ["raise it to 10"]),
+        ("marker_needle", {"length": 20, "distance": "fixed:40"}, ["raise length to 45"]),
+        ("marker_needle", {"distance": "near", "held_out": 1.0}, ["held_out 1.0"]),
+        ("marker_needle", {"n_needles": 8}, ["64 ids leave test too few for n_needles 8"]),
+        ("echo", {"n_items": 3, "n_queries": 4, "length": 3}, ["more than n_items 3", "raise it to 4"]),
+        ("echo", {"absent": 2.0, "n_items": 64, "length": 80}, ["no share", "more than 64 keys"]),
+        ("successor", {"n_symbols": 1, "follow": 1.0, "length": 2}, ["n_symbols 1", "follow 1.0", "raise it to 8"]),
         ("track", {"group": "Z3", "length": 0}, ["'Z3' is not one of", "length 0"]),
         ("track", {"group": "S5"}, ["120 elements, vocabulary.n_keys is 64", "vocabulary.n_values is 64"]),
     ],
