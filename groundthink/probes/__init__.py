@@ -5,6 +5,8 @@ from groundthink.probes.causality import causality
 from groundthink.probes.certify import certify, result_json
 from groundthink.probes.curves import gate_statistics, needle_map, recall_curves
 from groundthink.probes.cuts import cut_own_reads, cut_reads
+from groundthink.probes.diagnostics import DIAGNOSTICS
+from groundthink.probes.diagnostics.gradients import GradientReport, gradient_report, gradient_result
 from groundthink.probes.effective_attention import attention_of, effective_attention
 from groundthink.probes.face import Model
 from groundthink.probes.gating import block_writes, freeze_memory
@@ -40,11 +42,13 @@ from groundthink.probes.transplant import at_boundary
 from groundthink.probes.verdict import VERDICTS, Judgement, judge
 
 __all__ = [
+    "DIAGNOSTICS",
     "PICTURES",
     "ROWS",
     "VERDICTS",
     "Bench",
     "Erase",
+    "GradientReport",
     "Intervention",
     "Judgement",
     "LowRank",
@@ -79,6 +83,8 @@ __all__ = [
     "erase_rows",
     "freeze_memory",
     "gate_statistics",
+    "gradient_report",
+    "gradient_result",
     "holm",
     "intervention_from_dict",
     "judge",

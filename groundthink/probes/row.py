@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from groundthink.probes.bench import Bench, Point
 from groundthink.records import ProbeResult
 
-GROUPS = ("precondition", "behaviour", "causal", "text", "beside")
+GROUPS = ("precondition", "behaviour", "causal", "text", "beside", "diagnostic")
 
 
 @dataclasses.dataclass(frozen=True)

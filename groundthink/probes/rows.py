@@ -1,4 +1,7 @@
-"""The registry: every row of the certificate, in the order in which they are asked. A row is a file and an entry."""
+"""The registry: every row of the certificate, in the order in which they are asked, and the diagnostics beside it.
+
+A row is a file and an entry.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,11 @@ from groundthink.probes import (
     row_writes,
 )
 from groundthink.probes.bench import Bench
+from groundthink.probes.diagnostics import DIAGNOSTICS
 from groundthink.probes.row import Row
 from groundthink.records import ProbeResult
 
-ROWS: dict[str, Row] = {
+CERTIFICATE: dict[str, Row] = {
     "horizon": row_beside.HORIZON,
     "causality": row_causality.CAUSALITY,
     "parity": row_causality.PARITY,
@@ -60,6 +64,7 @@ ROWS: dict[str, Row] = {
     "shift": row_tasks.SHIFT,
     "language": row_beside.LANGUAGE,
 }
+ROWS: dict[str, Row] = {**CERTIFICATE, **DIAGNOSTICS}  # everything that can be asked by name
 
 
 def chosen_rows(rows: str | Sequence[str]) -> tuple[Row, ...]:
@@ -69,13 +74,13 @@ def chosen_rows(rows: str | Sequence[str]) -> tuple[Row, ...]:
         ConfigError: a name that no row has.
     """
     if rows in ("full", ("full",), ["full"]):
-        return tuple(ROWS.values())
+        return tuple(CERTIFICATE.values())
     wanted = set() if rows == "core" else ({rows} if isinstance(rows, str) else set(rows)) - {"core"}
-    unknown = wanted - set(ROWS) - {row.id for row in ROWS.values()}
+    unknown = wanted - set(CERTIFICATE) - {row.id for row in CERTIFICATE.values()}
     if unknown:
-        fix = f"core, full, or some of {', '.join(ROWS)}"
+        fix = f"core, full, or some of {', '.join(CERTIFICATE)}"
         raise ConfigError(f"no row {', '.join(sorted(unknown))}", where="rows", fix=fix)
-    return tuple(row for name, row in ROWS.items() if row.core or wanted & {name, row.id})
+    return tuple(row for name, row in CERTIFICATE.items() if row.core or wanted & {name, row.id})
 
 
 def ask_row(bench: Bench, name: str) -> Iterator[ProbeResult]:

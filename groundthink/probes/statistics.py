@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 from groundthink.errors import DataError
 from groundthink.probes.language import paired_bootstrap
+from groundthink.records import Z95
 
 MARGIN = 0.05  # five points: a difference of proportions that counts as none
 ALPHA, POWER = 0.05, 0.80
@@ -153,3 +154,19 @@ def detectable(n: int, *, rate: float = 0.5, alpha: float = ALPHA, power: float 
         raise DataError(f"n {n}, rate {rate}, alpha {alpha}, power {power}: nothing can be detected")
     normal = NormalDist()
     return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * math.sqrt(2 * rate * (1 - rate) / n)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of independent values with its normal 95 % interval; of one value, that value alone.
+
+    Raises:
+        DataError: no value, or one that is not finite.
+    """
+    if not values or not all(map(math.isfinite, values)):
+        raise DataError(f"no interval of {len(values)} values, or one is not finite")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, mean, mean
+    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
+    half = Z95 * spread / math.sqrt(len(values))
+    return mean, mean - half, mean + half

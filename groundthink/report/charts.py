@@ -68,12 +68,21 @@ def lines(series: list[Series], axes: Axes, *, label: str) -> str:
     return _both(lambda narrow: _lines(series, axes, narrow), label)
 
 
-def heat_map(rates: list[list[float]], rows: list[str], columns: list[str], *, axes: Axes, label: str) -> str:
+def heat_map(
+    rates: list[list[float]],
+    rows: list[str],
+    columns: list[str],
+    *,
+    axes: Axes,
+    label: str,
+    limits: tuple[float, float] | None = None,
+) -> str:
     """Rates [row][column] in 0..1 as coloured cells with their percentage; NaN cells stay empty.
 
+    With `limits`, the ends of the colours, the cells are numbers of any size and show as such.
     `axes.marks` are borders between columns: (number of columns left of it, label).
     """
-    return _both(lambda narrow: _heat_map(rates, rows, columns, axes, narrow), label)
+    return _both(lambda narrow: _heat_map(rates, rows, columns, axes, narrow, limits), label)
 
 
 def dots(panels: dict[str, dict[str, dict[str, float]]], *, row_label: str, label: str) -> str:
@@ -296,24 +305,35 @@ def _readable_on(colour: Sequence[float]) -> str:
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
-def _heat_map(rates: list[list[float]], rows: list[str], columns: list[str], axes: Axes, narrow: bool) -> Any:
+def _heat_map(
+    rates: list[list[float]],
+    rows: list[str],
+    columns: list[str],
+    axes: Axes,
+    narrow: bool,
+    limits: tuple[float, float] | None,
+) -> Any:
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    cell = 0.34
+    cell = 0.34 if len(rows) <= 20 else 6.8 / len(rows)
+    low, high = limits or (0.0, 1.0)
+    between = (high - low) or 1.0  # one value alone has no ends
     figure = _new(4.1 if narrow else 9.6, 1.3 + cell * len(rows))
     ax = figure.subplots()
     ax.grid(visible=False)
-    numbers = len(columns) <= (8 if narrow else 20)  # more would be too small to read; the table has them
+    numbers = (
+        len(columns) <= (8 if narrow else 20) and len(rows) <= 20
+    )  # more would be too small to read; the table has them
     for i, row in enumerate(rates):
         for j, rate in enumerate(row):
             known = math.isfinite(rate)
-            shade: Any = colormaps["cividis"](min(max(rate, 0.0), 1.0)) if known else _SHADE
+            shade: Any = colormaps["cividis"](min(max((rate - low) / between, 0.0), 1.0)) if known else _SHADE
             ax.add_patch(Rectangle((j, i), 1, 1, facecolor=shade, edgecolor=_PAPER, linewidth=1.5))
             if not known:
                 text, ink = "–", _INK
             else:
-                text, ink = f"{100 * rate:.0f}", _readable_on(shade)
+                text, ink = f"{rate:.2g}" if limits else f"{100 * rate:.0f}", _readable_on(shade)
             if numbers:
                 ax.text(j + 0.5, i + 0.53, text, ha="center", va="center", color=ink, fontsize=9)
     ax.set_xlim(0, len(columns))
@@ -322,7 +342,8 @@ def _heat_map(rates: list[list[float]], rows: list[str], columns: list[str], axe
     ax.set_ylabel(axes.y_label)
     step = max(1, math.ceil(len(columns) * max(map(len, columns)) / (34 if narrow else 90)))
     ax.set_xticks([j + 0.5 for j in range(0, len(columns), step)], labels=columns[::step])
-    ax.set_yticks([i + 0.5 for i in range(len(rows))], labels=rows)
+    every = math.ceil(len(rows) / 20)
+    ax.set_yticks([i + 0.5 for i in range(0, len(rows), every)], labels=rows[::every])
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from groundthink.records import write_whole
-from groundthink.report import evidence, html, plain, training
+from groundthink.report import diagnostics, evidence, html, plain, training
 from groundthink.report.read import Run, read_run
 
 # No script may run and nothing may be fetched, whatever a record contains.
@@ -22,6 +22,7 @@ SECTIONS = (
     training.evaluations,
     evidence.needle,
     evidence.gates,
+    diagnostics.probes,
     evidence.language,
     evidence.sample,
 )

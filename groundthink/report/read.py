@@ -15,6 +15,8 @@ from typing import Any
 from groundthink.errors import GroundThinkError
 from groundthink.records import Certificate, certificate_from_dict
 
+# What a record of one picture, asked by itself, stands in for.
+PICTURES = {"curves": "recall_curves", "needles": "needle", "gates": "gates"}
 RECORDS = ("summary", "recall_curves", "needle", "gates", "language", "sample")
 
 
@@ -90,6 +92,7 @@ class Run:
         records: the other records of `RECORDS` that are there, by name.
         twins: events of `twins/<name>/events.jsonl`, by name.
         notes: what a reader must know about the files (a cut last line).
+        probes: the results of `records/probe_<name>.json`, questions asked one by one, by name.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Run:
     records: dict[str, Record]
     twins: dict[str, tuple[Record, ...]]
     notes: tuple[str, ...]
+    probes: dict[str, tuple[Record, ...]] = dataclasses.field(default_factory=dict)
 
 
 def damaged(where: str, what: str) -> RecordError:
@@ -234,6 +238,14 @@ def read_run(folder: Path) -> Run:
         path, where = records / f"{name}.json", f"records/{name}.json"
         if path.exists():
             found[name] = as_record(_json(_text(path, where), where), where)
+    probes: dict[str, tuple[Record, ...]] = {}
+    for path in sorted(records.glob("probe_*.json")):
+        where, name = f"records/{path.name}", path.stem.removeprefix("probe_")
+        record = as_record(_json(_text(path, where), where), where)
+        if "picture" not in record.raw:
+            probes[name] = tuple(record.records("results"))
+        elif name in PICTURES and PICTURES[name] not in found:
+            found[PICTURES[name]] = record.record("picture")
     return Run(
         name=folder.resolve().name,
         config=_config(folder / "config.yaml", "config.yaml"),
@@ -242,4 +254,5 @@ def read_run(folder: Path) -> Run:
         records=found,
         twins=twins,
         notes=tuple(notes),
+        probes=probes,
     )

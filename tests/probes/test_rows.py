@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from groundthink.errors import ConfigError
 from groundthink.model import HybridForCausalLM, ModelConfig, Snapshot
-from groundthink.probes import ROWS, Bench, ask_row, make_bench
+from groundthink.probes import DIAGNOSTICS, ROWS, Bench, ask_row, make_bench
 from groundthink.probes.recall import Recalled
 from groundthink.probes.row_beside import harness_row
 from groundthink.probes.row_distance import narrowed
@@ -60,7 +60,9 @@ def test_the_registry_is_whole() -> None:
     core = {row.id for row in chosen_rows("core")}
     assert {"C0", "C1", "C2", "C3", "B1", "K1", "K2"} <= core < set(ids)
     assert {row.id for row in chosen_rows(["core", "K5", "rank"])} == core | {"K5", "K8"}
-    assert len(chosen_rows("full")) == len(ids)
+    diagnostics = {row.id for row in ROWS.values() if row.group == "diagnostic"}
+    assert {row.id for row in chosen_rows("full")} == set(ids) - diagnostics, "a diagnostic moves no certificate"
+    assert len(diagnostics) == len(DIAGNOSTICS)
     with pytest.raises(ConfigError, match="no row K99"):
         chosen_rows(["K99"])
     with pytest.raises(ConfigError, match="no row"):
