@@ -7,7 +7,7 @@ import math
 from groundthink.report import charts, html
 from groundthink.report.read import Record, Run, as_record, damaged
 
-MOST = 12  # pictures of one probe; a deep model has more, and they stay in its record
+MOST = 8  # pictures of one probe; a deep model has more, and they stay in its record
 HEAD = ["probe", "value", "95 % interval", "n", "chance", "threshold", "verdict", "meaning"]
 
 
@@ -23,12 +23,12 @@ def _probe(name: str, results: tuple[Record, ...]) -> str:
         numbers = [html.show(result.number(key)) for key in ("value", "n", "chance", "threshold")]
         between = html.interval(result.number("low"), result.number("high"))
         cells = [html.escape(x) for x in (numbers[0], between, *numbers[1:])]
-        verdict, meaning = result.text("verdict"), result.text("meaning")
-        rows.append([html.probe(result.text("name")), *cells, html.badge(verdict), html.escape(meaning)])
+        verdict = html.badge(result.text("verdict"))
+        rows.append([html.probe(result.text("name")), *cells, verdict, html.escape(result.text("meaning"))])
         details = result.record("details") if "details" in result.raw else as_record({}, result.where)
         if "pictures" in details.raw:
-            pictures += [(picture, meaning) for picture in details.records("pictures")]
-    drawn = [_figure(picture, f"{name} {i}", meaning) for i, (picture, meaning) in enumerate(pictures[:MOST])]
+            pictures += details.records("pictures")
+    drawn = [_figure(picture, f"{name} {i}") for i, picture in enumerate(pictures[:MOST])]
     more = len(pictures) - MOST
     note = (
         f'<p class="note">{more} more pictures are in records/probe_{html.escape(name)}.json.</p>' if more > 0 else ""
@@ -36,14 +36,14 @@ def _probe(name: str, results: tuple[Record, ...]) -> str:
     return f"<h3>{html.probe(name)}</h3>" + html.table(HEAD, rows, numeric=HEAD[1:6]) + "".join(drawn) + note
 
 
-def _figure(picture: Record, place: str, meaning: str) -> str:
+def _figure(picture: Record, place: str) -> str:
     kind, title = picture.text("kind"), picture.text("title")
     draw = {"lines": _lines, "grid": _grid, "dots": _dots}.get(kind)
     if draw is None:
         raise damaged(f"{picture.where}, field kind", f"{kind!r} is not lines, grid or dots")
     # A drawing's ids are made from its label, so no two labels may be the same.
     chart = draw(picture, f"{title} ({place})")
-    return html.figure(chart, f"{title}. {meaning}") if chart else ""
+    return html.figure(chart, f"{title}.") if chart else ""
 
 
 def _lines(picture: Record, label: str) -> str:
@@ -61,7 +61,7 @@ def _lines(picture: Record, label: str) -> str:
     chance, ends = picture.number("chance"), _limits(picture, "y_limits")
     axes = charts.Axes(
         picture.text("x_label"),
-        picture.text("y_label"),
+        _short(picture.text("y_label"), 48),
         log_x=log,
         y_limits=ends,
         ticks=tuple((x, html.show(x)) for x in sorted({x for line in found for x in line.x})) if log else (),
@@ -72,7 +72,7 @@ def _lines(picture: Record, label: str) -> str:
 
 
 def _grid(picture: Record, label: str) -> str:
-    rows, columns = ([html.show(x) for x in picture.items(key)] for key in ("rows", "columns"))
+    rows, columns = ([_short(html.show(x)) for x in picture.items(key)] for key in ("rows", "columns"))
     where = f"{picture.where}, field values"
     values = [Record({"row": row}, where).numbers("row") for row in picture.items("values")]
     if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
@@ -81,7 +81,7 @@ def _grid(picture: Record, label: str) -> str:
     if not known:
         return ""
     limits = _limits(picture, "limits") or (min(known), max(known))
-    axes = charts.Axes(picture.text("x_label"), picture.text("y_label"))
+    axes = charts.Axes(picture.text("x_label"), _short(picture.text("y_label")))
     return charts.heat_map(values, rows, columns, axes=axes, label=label, limits=limits)
 
 
@@ -90,10 +90,15 @@ def _dots(picture: Record, label: str) -> str:
     found = picture.record("panels")
     for title in found.raw:
         panel = found.record(title)
-        panels[title] = {row: panel.record(row).values() for row in panel.raw}
+        panels[_short(title)] = {_short(row): panel.record(row).values() for row in panel.raw}
     if not any(kinds for panel in panels.values() for kinds in panel.values()):
         return ""
     return charts.dots(panels, row_label="", label=label)
+
+
+def _short(label: str, most: int = 30) -> str:
+    """A label that leaves the drawing some room; its middle goes first."""
+    return label if len(label) <= most else f"{label[: most // 2]}…{label[-(most // 2 - 1) :]}"
 
 
 def _limits(picture: Record, key: str) -> tuple[float, float] | None:

@@ -154,11 +154,11 @@ def run_answer_rank(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
             f"The answer is {10.0 ** min(mean, 300):.3g} times as likely as a random token (10 to the {mean:.2f}).",
             low=low, high=high, n=len(ratio), chance=0.0, threshold=0.0,
         ))  # fmt: skip
-    labels = (("Rank of the answer", "median rank (1: first)", ranks),
-              ("Answer against a random token", "log10 of the ratio", ratios))  # fmt: skip
+    labels = (("Rank of the answer", "median rank (1: first)", ranks, (bench.model.sizes.vocab_size + 1) / 2),
+              ("Answer against a random token", "log10 of the ratio", ratios, 0.0))  # fmt: skip
     pictures = [
         drawn.lines([drawn.series("model", points)], title=title, x_label="distance (tokens, doubling scale)",
-                    y_label=label, log_x=True) for title, label, points in labels
+                    y_label=label, log_x=True, chance=chance) for title, label, points, chance in labels
     ]  # fmt: skip
     for i, result in enumerate(results):
         if i == 0:
