@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from groundthink import report
+from groundthink.cli import main
 from groundthink.errors import DataError, StateError
-from groundthink.model import HybridForCausalLM
+from groundthink.model import HybridForCausalLM, save_model
 from groundthink.probes import DIAGNOSTICS, ROWS, ask_row, gradient_report, gradient_result, make_bench
 from groundthink.probes.cuts import hooked, layers_with
 from groundthink.probes.diagnostics.cost import bytes_for_backward, carried_bytes
@@ -395,6 +398,22 @@ def test_speed_is_measured_after_it_is_right(
     assert wrong["speed/right"].verdict == "fail"
     assert "read, again" in wrong["speed/right"].meaning
     assert "speed/operator" not in wrong
+
+
+def test_a_diagnostic_is_asked_from_the_command_line_and_drawn(
+    hybrid: Hybrid, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(hybrid("GS", vocab_size=Vocabulary(text=16).size), tmp_path)
+    assert main.main(["probe", "key_similarity", str(tmp_path), "--n", "8"]) == 0
+    assert "key_similarity/pairs: Keys of the pairs" in capsys.readouterr().out
+    record = json.loads((tmp_path / "records" / "probe_key_similarity.json").read_text())
+    assert [r["name"] for r in record["results"]] == ["key_similarity/tokens", "key_similarity/pairs"]
+    page = report.build(tmp_path).read_text()
+    assert "<h3>key_similarity</h3>" in page
+    assert page.count("<figure>") == 4
+    assert main.main(["probe"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n{name} " in listed for name in DIAGNOSTICS)
 
 
 def test_intervals() -> None:

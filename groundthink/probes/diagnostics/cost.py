@@ -131,14 +131,14 @@ def _operator(model: Model, length: int) -> Iterator[ProbeResult]:
     backend = automatic(device)[0] if config.backend == "auto" else config.backend
     sizes = measure.Sizes(
         key_dim=config.head_dim, value_dim=config.value_dim, heads=config.n_heads, value_heads=config.value_heads,
-        dtype=torch.float32, error=config.error,
+        dtype=torch.bfloat16 if device == "cuda" else torch.float32, error=config.error,
     )  # fmt: skip
     errors, bars = measure.accuracy(sizes, device=device, backend=backend), measure.BARS[sizes.dtype]
     missed = measure.red(errors, sizes.dtype)
     share = max(errors[kind] / bars[kind] for kind in errors)
     yield ProbeResult(
         "speed/right", share if math.isfinite(share) else math.nan, "fail" if missed else "pass",
-        f"The memory operator ({backend}, float32) is "
+        f"The memory operator ({backend}, {str(sizes.dtype).removeprefix('torch.')}) is "
         + (f"wrong here ({', '.join(missed)}), so it is not timed." if missed else
            f"right here: its largest error is {share:.2f} of what is allowed."),
         threshold=1.0, details={"errors": errors, "bars": bars},

@@ -17,7 +17,7 @@ from groundthink.probes.statistics import mean_interval
 from groundthink.records import ProbeResult
 
 TEXTS, LENGTH = 16, 48  # random texts whose keys are compared, and their tokens
-SHOWN = 24  # keys of the map that is drawn
+SHOWN = 16  # keys of the map that is drawn
 TIMES = 2.0  # what the similarity of keys may exceed that of random directions by
 SAME = 0.9  # mean cosine from which the keys of one token count as the same in every context
 CONTEXTS, BEFORE = 24, 12  # random contexts of a marker, and tokens of each
