@@ -14,7 +14,7 @@ from groundthink.records import Certificate, certificate_from_dict
 from groundthink.training import load_recipe
 
 SHIPPED = Path(__file__).parent.parent.parent / "examples" / "certified"
-MULTIPLES, TEXT_MULTIPLES = (2, 8, 32), (2, 16)
+MULTIPLES, TEXT_MULTIPLES = (2, 8, 32, 128), (2, 16)
 POINTS = [*(f"{m}x" for m in MULTIPLES), *(f"text-{m}x" for m in TEXT_MULTIPLES)]
 
 
@@ -59,5 +59,5 @@ def test_it_is_certified_again_in_short() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_it_is_certified_again_in_full() -> None:
-    found = asked(n=400, seed=0, multiples=MULTIPLES, text_multiples=TEXT_MULTIPLES)
+    found = asked(n=400, seed=0, rows="core", multiples=MULTIPLES, text_multiples=TEXT_MULTIPLES)
     assert [(item["point"], item["verdict"]) for item in found.lengths] == [(p, "CERTIFIED") for p in POINTS]
