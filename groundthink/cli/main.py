@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "probe": ("groundthink.cli.probe", "ask a trained model one question, or list the questions"),
     "evaluate": ("groundthink.cli.evaluate", "score a trained model on the tasks of its recipe"),
     "generate": ("groundthink.cli.generate", "continue a text"),
+    "study": ("groundthink.cli.study", "regenerate one table beside the source's figures, or list the tables"),
     "report": ("groundthink.cli.report", "write the HTML report of a run folder"),
     "bench": ("groundthink.cli.bench", "time the memory operator here, or compile its kernels ahead"),
     "doctor": ("groundthink.cli.doctor", "look at this machine, its libraries and its backends"),
@@ -108,7 +109,7 @@ def usage() -> str:
             "",
             "groundthink <verb> --help names the flags of a verb.",
             "Exit codes: 0 done or certified; 2 bad input; 10 PARTIAL, 11 NOT-PROVEN, 12 REFUTED,",
-            "13 TASK-FAIL, 14 INVALID (certify); 130 interrupted.",
+            "13 TASK-FAIL, 14 INVALID (certify); 15 a line of the table is missed (study); 130 interrupted.",
         ]
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from groundthink.records import write_whole
-from groundthink.report import diagnostics, evidence, html, plain, training
+from groundthink.report import diagnostics, evidence, html, plain, study, training
 from groundthink.report.read import Run, read_run
 
 # No script may run and nothing may be fetched, whatever a record contains.
@@ -51,7 +51,10 @@ def render(run: Run) -> str:
     """The page of a run as one HTML text."""
     style = resources.files("groundthink.report").joinpath("page.css").read_text(encoding="utf-8")
     title = _title(run)
-    body = evidence.headline(run) + "".join(section(run) for section in SECTIONS)
+    if "study" in run.records:
+        body = study.headline(run) + "".join(section(run) for section in study.SECTIONS)
+    else:
+        body = evidence.headline(run) + "".join(section(run) for section in SECTIONS)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -62,11 +65,13 @@ def render(run: Run) -> str:
 
 
 def _title(run: Run) -> str:
-    record = run.records.get("summary")
+    record = run.records.get("study") or run.records.get("summary")
     return record.text("title", run.name) if record else run.name
 
 
 def _footer(run: Run) -> str:
+    if "study" in run.records:
+        return f"<footer><p>Run <b>{html.escape(run.name)}</b>.</p></footer>"
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in run.notes)
     origin: dict[str, Any] = dict(run.certificate.provenance) if run.certificate else {}
     for event in run.events:

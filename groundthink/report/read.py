@@ -17,7 +17,7 @@ from groundthink.records import Certificate, certificate_from_dict
 
 # What a record of one picture, asked by itself, stands in for.
 PICTURES = {"curves": "recall_curves", "needles": "needle", "gates": "gates"}
-RECORDS = ("summary", "recall_curves", "needle", "gates", "language", "sample")
+RECORDS = ("summary", "recall_curves", "needle", "gates", "language", "sample", "study")
 
 
 class RecordError(GroundThinkError):

@@ -1,0 +1,34 @@
+"""Studies by name. A study is one file with a `STUDY` and one entry here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from groundthink.errors import ConfigError
+from groundthink.studies.study import Study
+
+STUDIES: dict[str, str] = {
+    "key-bank": "key_bank",
+    "interference": "interference",
+    "forget-gate": "forget_gate",
+}
+
+
+def find(name: str) -> Study:
+    """The study of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, n=1)
+        guess = f"did you mean {near[0]}?" if near else f"one of {', '.join(STUDIES)}"
+        raise ConfigError(f"there is no study {name!r}", where="study", fix=guess)
+    found: Study = importlib.import_module(f"groundthink.studies.{STUDIES[name]}").STUDY
+    return found
+
+
+def every() -> list[Study]:
+    """All of them, in the order of the table."""
+    return [find(name) for name in STUDIES]
