@@ -9,9 +9,15 @@ from groundthink.errors import ConfigError
 from groundthink.studies.study import Study
 
 STUDIES: dict[str, str] = {
+    "leak": "leak",
+    "single-needle": "single_needle",
+    "multi-needle": "multi_needle",
     "key-bank": "key_bank",
+    "capacity": "capacity",
     "interference": "interference",
     "forget-gate": "forget_gate",
+    "memory-profile": "memory_profile",
+    "successor-language": "successor_language",
 }
 
 

@@ -45,12 +45,11 @@ def verdict(lines: Sequence[Mapping[str, Any]]) -> str:
 def _line(line: Line, size: str, seeds: Sequence[int], cells: Cells) -> dict[str, Any]:
     found = [cells[line.arm, seed][line.measure] for seed in seeds]
     values = [result.value for result in found]
+    mean, low, high, n = _together(found)
     if line.less is not None:
         arm, measure = line.less
         values = [value - cells[arm, seed][measure].value for value, seed in zip(values, seeds, strict=True)]
-        mean, low, high, n = _mean(values, None)
-    else:
-        mean, low, high, n = _together(found)
+        mean, low, high = _mean(values, None)
     wanted = line.wanted.get(size)
     return {
         "label": line.label,
@@ -79,22 +78,23 @@ def _holds(wanted: Wanted, values: Sequence[float]) -> bool:
     return statistics.fmean(values) + wanted.errors * error < wanted.at_most
 
 
-def _together(found: Sequence[ProbeResult]) -> tuple[float, float | None, float | None, int | None]:
+def _together(found: Sequence[ProbeResult]) -> tuple[float, float | None, float | None, int]:
     """Value, interval and n over the seeds: trials pooled where they are counted, else the mean with Student's t."""
     if all("hits" in result.details for result in found):
         pooled = Proportion(sum(r.details["hits"] for r in found), sum(r.n or 0 for r in found))
         return pooled.rate, pooled.low, pooled.high, pooled.n
-    mean, low, high, _ = _mean([result.value for result in found], found[0])
-    return mean, low, high, sum(result.n or 0 for result in found)
+    return *_mean([result.value for result in found], found[0]), sum(result.n or 0 for result in found)
 
 
-def _mean(values: Sequence[float], single: ProbeResult | None) -> tuple[float, float | None, float | None, int]:
+def _mean(values: Sequence[float], single: ProbeResult | None) -> tuple[float, float | None, float | None]:
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         low, high = (single.low, single.high) if single is not None else (None, None)
-        return mean, low, high, 1
+        return mean, low, high
+    if not all(map(math.isfinite, values)):
+        return mean, None, None
     half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half, len(values)
+    return mean, mean - half, mean + half
 
 
 def _curve(curve: Curve, seeds: Sequence[int], cells: Cells) -> dict[str, Any]:
