@@ -146,8 +146,8 @@ SMALL = {"pattern": "GGS", "d_model": 64, "n_heads": 2, "head_dim": 32, "value_d
 STUDY = Study(
     name="leak",
     question="What is the perplexity of a model worth whose S layers read the state after the last token?",
-    origin="Sources 000 to 003 read so and report perplexities of 2.2 to 3.9 in training. A prototype of ours, one seed,"
-    " GPT-2 BPE, TinyStories: 4.7 at once and 281 from the prefix; causal 21.8; no-read twin 24.4.",
+    origin="Sources 000 to 003 read so and report perplexities of 2.2 to 3.9 in training. A prototype, one seed, GPT-2"
+    " BPE, TinyStories: 4.7 at once and 281 from the prefix; causal 21.8; no-read twin 24.4.",
     text=True,
     sizes={
         "full": Size(

@@ -18,6 +18,8 @@ STUDIES: dict[str, str] = {
     "forget-gate": "forget_gate",
     "memory-profile": "memory_profile",
     "successor-language": "successor_language",
+    "blind-window": "blind_window",
+    "text-needle": "text_needle",
 }
 
 

@@ -26,6 +26,7 @@ from groundthink.tasks.ngram_lookup import NgramLookup
 from groundthink.tasks.selective_copy import SelectiveCopy
 from groundthink.tasks.successor import Successor
 from groundthink.tasks.task import Task, Vocabulary, refuse_unknown
+from groundthink.tasks.text_strings import TextStrings
 from groundthink.tasks.track import Track
 
 TASKS: dict[str, type[Task]] = {
@@ -46,6 +47,7 @@ TASKS: dict[str, type[Task]] = {
         Echo,
         Successor,
         Facts,
+        TextStrings,
     )
 }
 

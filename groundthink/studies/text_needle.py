@@ -1,0 +1,143 @@
+"""`text-needle`: strings in natural text, one vocabulary for text, names and values, learned together with language.
+
+Recall comes first, from lines that are all asked for; then language joins and lines lose their markers, and some names
+are asked for that were never given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from groundthink.records import ProbeResult
+from groundthink.studies.parts import bits_per_byte, config_of, predict_with, task_of, twin_of
+from groundthink.studies.study import Line, Size, Study, Wanted, Work, share
+from groundthink.tasks import Vocabulary, evaluate
+from groundthink.training import TrainConfig
+from groundthink.training.config import MixItem, Phase, Threshold
+from groundthink.training.sources import Recipe
+
+TASK, NEEDLES = "text_strings", 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes: `length` of training, `steps` of the bootcamp at most and then with language, `rows`; `n` questions.
+
+    `growth`: the longest test, in training lengths.
+    """
+
+    length: int
+    growth: int
+    bootcamp_steps: int
+    language_steps: int
+    rows: int
+    n: int
+    documents: int
+    learning_rate: float
+    model: Mapping[str, Any]
+
+
+def _strings(name: str, weight: float, **options: Any) -> MixItem:
+    return MixItem(source=TASK, name=name, weight=weight, options=options)
+
+
+def training(work: Work) -> TrainConfig:
+    """Few lines, then eight, all asked; language from then on, with and without markers, some names absent."""
+    s = work.settings
+    most = {"length": s.length, "n_needles": NEEDLES, "n_queries": NEEDLES}
+    bootcamp = Phase(
+        name="bootcamp", steps=s.bootcamp_steps, rows=s.rows, length=s.length, warmup_steps=s.bootcamp_steps // 20,
+        schedule="constant", model_options={"own_read_drop_prob": 1.0},
+        mix=(
+            _strings("few", 1, length=s.length // 2, n_needles=2, n_queries=2, marked=True),
+            _strings("many", 1, **most, marked=True),
+        ),
+        advance=(Threshold(metric="many.exact", at_least=0.95),),
+    )  # fmt: skip
+    language = Phase(
+        name="language", steps=s.language_steps, rows=s.rows, length=s.length, warmup_steps=s.language_steps // 20,
+        mix=(
+            MixItem(weight=4),
+            _strings("marked", 1, **most, marked=True),
+            _strings("bare", 2, **most),
+            _strings("absent", 1, **most, absent=0.25),
+        ),
+    )  # fmt: skip
+    text = Recipe(TrainConfig(data=work.data)).tokenizer.vocab_size
+    vocabulary = Vocabulary(text=text, n_keys=1, n_values=1, n_filler=1)
+    return config_of(
+        work, model=s.model, vocabulary=vocabulary, phases=[bootcamp, language], learning_rate=s.learning_rate,
+        evaluate_every=max(1, s.bootcamp_steps // 20), evaluation_n=20,
+    )  # fmt: skip
+
+
+def _measured(work: Work, config: TrainConfig) -> Iterator[ProbeResult]:
+    s = work.settings
+    model = work.train(config)
+    for length, where in ((s.length, "T"), (s.growth * s.length, "longest")):
+        for form, options in (("marked", {"marked": True}), ("bare", {}), ("absent", {"absent": 1.0})):
+            task = task_of(config, TASK, length=length, n_needles=NEEDLES, **options)
+            result = evaluate(task, predict_with(model), n=s.n, seed=work.seed, batch_size=4)
+            yield share(f"{form}, {where}", result.exact, chance=task.chance().in_context if form != "absent" else None)
+    yield bits_per_byte(model, config, documents=s.documents, length=s.length)
+
+
+def hybrid(work: Work) -> Iterator[ProbeResult]:
+    """The hybrid."""
+    yield from _measured(work, training(work))
+
+
+def twin(work: Work) -> Iterator[ProbeResult]:
+    """The no-read twin on the same curriculum."""
+    yield from _measured(work, twin_of(training(work)))
+
+
+NINE_FIVE = {"full": Wanted(at_least=0.95)}
+TOLD = {"marked": "with markers", "bare": "without markers", "absent": "names never given, ABSENT is right"}
+STUDY = Study(
+    name="text-needle",
+    question="Are eight strings in natural text recalled at many times the training length, at no cost in language?",
+    origin="Not tried by the sources.",
+    text=True,
+    sizes={
+        "full": Size(
+            seeds=3,
+            settings=Settings(
+                length=512, growth=16, bootcamp_steps=6000, language_steps=12_000, rows=48, n=400, documents=64,
+                learning_rate=1e-3, model={"pattern": "GGGS", "d_model": 256, "window_size": 64},
+            ),
+            cost="a GPU: up to 440M tokens a model, two models a seed; tested at 8,192",
+        ),
+        "quick": Size(
+            seeds=1,
+            settings=Settings(
+                length=288, growth=2, bootcamp_steps=40, language_steps=20, rows=8, n=16, documents=4,
+                learning_rate=2e-3, model={"pattern": "GS", "d_model": 96, "n_heads": 2, "window_size": 16},
+            ),
+            cost="about a minute and a half on a core; far too short to learn",
+        ),
+        "smoke": Size(
+            seeds=1,
+            settings=Settings(
+                length=288, growth=2, bootcamp_steps=3, language_steps=3, rows=4, n=2, documents=2, learning_rate=2e-3,
+                model={"pattern": "GS", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16, "window_size": 4},
+            ),
+            cost="seconds",
+        ),
+    },
+    arms={"hybrid": hybrid, "no-read twin": twin},
+    lines=(
+        *(
+            Line(label=f"8 strings of 2 to 4 letters, {TOLD[form]}, T {tokens}", arm="hybrid",
+                 measure=f"{form}, {where}", source="not tried", wanted=NINE_FIVE)
+            for form in TOLD
+            for tokens, where in (("512", "T"), ("8,192", "longest"))
+        ),
+        Line(label="no-read twin, without markers, T 8,192", arm="no-read twin", measure="bare, longest"),
+        Line(label="bits per byte", arm="hybrid", measure="bits per byte"),
+        Line(label="bits per byte less the no-read twin's", arm="hybrid", measure="bits per byte",
+             less=("no-read twin", "bits per byte"), wanted={"full": Wanted(at_most=0.0)}),
+    ),
+)  # fmt: skip
