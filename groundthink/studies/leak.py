@@ -17,10 +17,8 @@ from groundthink.layers import Context
 from groundthink.layers.memory_attention import MemoryReader
 from groundthink.model import HybridForCausalLM, ModelConfig, Snapshot
 from groundthink.probes import causality
-from groundthink.probes.face import device_of, mode
-from groundthink.probes.recall import rows_per_pass
 from groundthink.records import ProbeResult
-from groundthink.studies.parts import config_of, held_out_tokens, perplexity, twin_of
+from groundthink.studies.parts import config_of, held_out_tokens, nats, perplexity, twin_of
 from groundthink.studies.study import Line, Size, Study, Wanted, Work, number
 from groundthink.tasks import Vocabulary
 from groundthink.training import TrainConfig
@@ -118,26 +116,12 @@ def _measured(work: Work, config: TrainConfig, model: HybridForCausalLM) -> Iter
     s = work.settings
     tokens = held_out_tokens(config, rows=s.windows, length=s.length)
     cuts = [max(1, s.length * (i + 1) // (s.cuts + 1)) for i in range(s.cuts)]
-    with mode(model, training=False), torch.no_grad():
-        whole = _nats(model, tokens)[:, [cut - 1 for cut in cuts]]
-        prefix = torch.stack([_nats(model, tokens[:, : cut + 1], last_seen=cut)[:, 0] for cut in cuts], 1)
+    whole = nats(model, tokens)[:, [cut - 1 for cut in cuts]]
+    prefix = torch.stack([nats(model, tokens[:, : cut + 1], last_seen=cut)[:, 0] for cut in cuts], 1)
     yield perplexity(WHOLE, whole)
     yield perplexity(PREFIX, prefix)
     found = causality(model.cpu(), tokens[:2], seed=work.seed)[0]
     yield number(CHANGE, found.value, n=len(found.details["positions"]), verdict=found.verdict)
-
-
-def _nats(model: HybridForCausalLM, tokens: Tensor, last_seen: int | None = None) -> Tensor:
-    """Costs of tokens 1 .. T-1 of [B,T], with the whole text in view; or of the one after a prefix, [B,1]."""
-    found = []
-    for rows in tokens.split(rows_per_pass(model, tokens.shape[1])):
-        rows = rows.to(device_of(model))
-        seen = rows if last_seen is None else rows[:, :last_seen]
-        logits = model.prefill(seen)[0]
-        logits, wanted = (logits[:, :-1], rows[:, 1:]) if last_seen is None else (logits[:, -1:], rows[:, last_seen:])
-        cost = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
-        found.append(cost.cpu())
-    return torch.cat(found)
 
 
 CAUGHT = dict.fromkeys(("full", "quick", "smoke"), Wanted(at_least=1e-3))

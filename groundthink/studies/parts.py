@@ -16,6 +16,7 @@ from groundthink.data import TextSource
 from groundthink.model import TWINS, HybridForCausalLM
 from groundthink.probes import ask, recall
 from groundthink.probes.face import Model, device_of, mode
+from groundthink.probes.recall import rows_per_pass
 from groundthink.records import ProbeResult
 from groundthink.studies.study import Work, number, share
 from groundthink.tasks import Task, Vocabulary
@@ -108,6 +109,22 @@ def held_out_tokens(config: TrainConfig, *, rows: int, length: int) -> Tensor:
     """Windows of held-out text, int64 [rows,length]: the same for every model and seed."""
     recipe = Recipe(config)
     return TextSource.of(recipe.corpus, "test", recipe.tokenizer).batch(0, 0, rows, length).tokens
+
+
+@torch.no_grad()
+def nats(model: Model, tokens: Tensor, last_seen: int | None = None) -> Tensor:
+    """Costs of tokens 1 .. T-1 of [B,T], with the whole text in view; or of the one after a prefix alone, [B,1]."""
+    found = []
+    with mode(model, training=False):
+        for block in tokens.split(rows_per_pass(model, tokens.shape[1])):
+            rows = block.to(device_of(model))
+            if last_seen is None:
+                logits, wanted = model.prefill(rows)[0][:, :-1], rows[:, 1:]
+            else:
+                logits, wanted = model.prefill(rows[:, :last_seen])[0][:, -1:], rows[:, last_seen:]
+            cost = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
+            found.append(cost.cpu())
+    return torch.cat(found)
 
 
 def perplexity(name: str, nats: Tensor) -> ProbeResult:

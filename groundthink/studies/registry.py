@@ -20,6 +20,11 @@ STUDIES: dict[str, str] = {
     "successor-language": "successor_language",
     "blind-window": "blind_window",
     "text-needle": "text_needle",
+    "progressive-curriculum": "progressive_curriculum",
+    "key-collapse": "key_collapse",
+    "shifted-value": "shifted_value",
+    "context-keys": "context_keys",
+    "mixed-training": "mixed_training",
 }
 
 
