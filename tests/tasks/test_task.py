@@ -33,6 +33,7 @@ from groundthink.tasks.registry import TASKS, make_task
 from groundthink.tasks.selective_copy import SelectiveCopy
 from groundthink.tasks.successor import Successor
 from groundthink.tasks.task import Episode, Task, Vocabulary
+from groundthink.tasks.text_strings import TextStrings
 from groundthink.tasks.track import Track
 from tasks.worlds import VOCABULARY, text
 
@@ -61,6 +62,7 @@ EXAMPLES: list[Task] = [
     MarkerNeedle(VOCABULARY, length=60, n_needles=3, noise="filler", held_out=0.0, distance="beyond:9"),
     Echo(VOCABULARY, length=30, n_items=6, n_queries=4),
     Successor(VOCABULARY, length=20),
+    TextStrings(VOCABULARY, text=TEXT, length=150, n_needles=3, n_queries=2, absent=0.3),
 ]
 every_task = pytest.mark.parametrize("task", EXAMPLES, ids=lambda t: t.name)
 few = settings(deadline=None, max_examples=25, derandomize=True, database=None)
@@ -220,7 +222,7 @@ def test_registry() -> None:
         _ = tasks.nothing
 
 
-@pytest.mark.parametrize("name", sorted({*TASKS, "ar_hits"} - {"needle", "facts"}))
+@pytest.mark.parametrize("name", sorted({*TASKS, "ar_hits"} - {"needle", "facts", "text_strings"}))
 def test_every_task_file_shows_itself(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
