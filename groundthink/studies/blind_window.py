@@ -131,7 +131,7 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                window=32, length=256, rows=6, steps=60, more_steps=20, text_rows=5, recall_rows=1, n=40, documents=4,
+                window=32, length=256, rows=6, steps=160, more_steps=40, text_rows=5, recall_rows=1, n=40, documents=4,
                 learning_rate=2e-3, model=SMALL,
             ),
             cost="about a minute and a half on a core; far too short for text to be learned",

@@ -99,7 +99,7 @@ STUDY = Study(
         ),
         "quick": Size(
             seeds=1,
-            settings=Settings(trials=300, steps=60, rows=12, n=300, learning_rate=2e-3, model=SMALL),
+            settings=Settings(trials=300, steps=150, rows=12, n=300, learning_rate=2e-3, model=SMALL),
             cost="about a minute on a core; the trained model is far from done",
         ),
         "smoke": Size(

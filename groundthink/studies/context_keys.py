@@ -59,9 +59,9 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                ids=256, keys=8, length=80, steps=120, rows=12, n=200, learning_rate=3e-3, model={**SMALL, **GS}
+                ids=256, keys=8, length=80, steps=200, rows=12, n=200, learning_rate=3e-3, model={**SMALL, **GS}
             ),
-            cost="about two minutes on a core: 256 ids, T 80",
+            cost="about a minute and a half on a core: 256 ids, T 80",
         ),
         "smoke": Size(
             seeds=1,

@@ -54,7 +54,7 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(ids=512, keys=16, length=96, steps=150, rows=24, n=200, learning_rate=3e-3, model=SMALL),
-            cost="about two minutes on a core: 512 ids, T 96",
+            cost="about a minute and a half on a core: 512 ids, T 96",
         ),
         "smoke": Size(
             seeds=1,

@@ -144,7 +144,7 @@ STUDY = Study(
         ),
         "quick": Size(
             seeds=1,
-            settings=Settings(length=96, steps=120, rows=8, windows=8, cuts=8, learning_rate=3e-3, model=SMALL),
+            settings=Settings(length=96, steps=400, rows=8, windows=8, cuts=8, learning_rate=3e-3, model=SMALL),
             cost="about a minute on a core",
         ),
         "smoke": Size(

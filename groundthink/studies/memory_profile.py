@@ -110,7 +110,7 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(length=128, vocabulary=512, model=SMALL),
-            cost="about half a minute on a core: T 128 to 1,024",
+            cost="seconds: T 128 to 1,024",
         ),
         "smoke": Size(
             seeds=1,

@@ -124,10 +124,10 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                length=384, filler=120, steps=15, rows=4, n=24, transplants=8, windows=4, learning_rate=2e-3,
+                length=384, filler=120, steps=100, rows=4, n=24, transplants=8, windows=4, learning_rate=2e-3,
                 plain={"pattern": "GG", **SMALL}, model={"pattern": "GGS", **SMALL},
             ),
-            cost="about two minutes on a core; far too short to learn",
+            cost="about a minute and a half on a core; far too short to learn",
         ),
         "smoke": Size(
             seeds=1,

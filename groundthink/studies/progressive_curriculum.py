@@ -115,7 +115,7 @@ STUDY = Study(
                 model={"pattern": "GGS", "d_model": 96, "n_heads": 2, "head_dim": 32, "value_dim": 32,
                        "window_size": 16},
             ),
-            cost="about two minutes on a core: T 128",
+            cost="at most about a minute and a half on a core: T 128",
         ),
         "smoke": Size(
             seeds=1,

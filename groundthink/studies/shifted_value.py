@@ -48,9 +48,9 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                ids=512, length=64, steps=120, rows=16, n=200, learning_rate=3e-3, model={**SMALL, **GS}
+                ids=512, length=64, steps=240, rows=16, n=200, learning_rate=3e-3, model={**SMALL, **GS}
             ),
-            cost="about a minute and a half on a core: 512 ids, T 64",
+            cost="about a minute on a core: 512 ids, T 64",
         ),
         "smoke": Size(
             seeds=1,

@@ -99,7 +99,7 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(ids=1024, length=64, steps=160, rows=32, n=200, learning_rate=3e-3, model=SMALL),
-            cost="about two minutes on a core: 1,024 ids, T 64",
+            cost="about a minute and a half on a core: 1,024 ids, T 64",
         ),
         "smoke": Size(
             seeds=1,

@@ -79,7 +79,7 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(symbols=64, length=63, steps=200, rows=16, n=200, learning_rate=4e-3, model=SMALL),
-            cost="about a minute on a core: 64 symbols",
+            cost="about twenty seconds on a core: 64 symbols",
         ),
         "smoke": Size(
             seeds=1,

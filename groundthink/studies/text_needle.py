@@ -116,7 +116,7 @@ STUDY = Study(
                 length=288, growth=2, bootcamp_steps=40, language_steps=20, rows=8, n=16, documents=4,
                 learning_rate=2e-3, model={"pattern": "GS", "d_model": 96, "n_heads": 2, "window_size": 16},
             ),
-            cost="about a minute and a half on a core; far too short to learn",
+            cost="about a minute on a core; far too short to learn",
         ),
         "smoke": Size(
             seeds=1,
