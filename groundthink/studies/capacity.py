@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from groundthink.probes.mechanics import orthonormal_keys, random_keys
 from groundthink.records import ProbeResult, Proportion
 from groundthink.studies.parts import config_of, item, predict_with, task_of
 from groundthink.studies.study import Curve, Line, Measure, Size, Study, Wanted, Work, number, share
-from groundthink.studies.writes import independent, orthonormal, read_back, values_of
+from groundthink.studies.writes import read_back, values_of
 from groundthink.tasks import N50, Vocabulary, evaluate, n50, points
 from groundthink.training.config import Phase
 from groundthink.training.run import choose_device
@@ -41,7 +42,7 @@ def _bare(orthogonal: bool) -> Measure:
         s, generator = work.settings, torch.Generator().manual_seed(work.seed)
         found = {}
         for n in SWEEP:
-            keys = (orthonormal if orthogonal else independent)(s.trials, n, s.key_dim, generator)
+            keys = (orthonormal_keys if orthogonal else random_keys)(s.trials, n, s.key_dim, generator=generator)
             values = values_of(s.trials, n, s.value_dim, generator)
             read = read_back(keys, values, device=choose_device(work.device))[:, :1]
             said = torch.nn.functional.cosine_similarity(read, values, dim=-1).argmax(-1)

@@ -11,9 +11,10 @@ import torch
 from groundthink import ops
 from groundthink.layers import LayerConfig
 from groundthink.layers.gates import DeltaGates
+from groundthink.probes.mechanics import random_keys
 from groundthink.records import ProbeResult
 from groundthink.studies.study import Curve, Line, Measure, Size, Study, Wanted, Work, number
-from groundthink.studies.writes import independent, values_of
+from groundthink.studies.writes import values_of
 from groundthink.training.run import choose_device
 
 DECAYS = (1.0, 0.9, 0.5, 0.1)  # of source 003
@@ -39,7 +40,7 @@ def _kept(work: Work, decay: float, *, noise: bool) -> Iterator[tuple[int, torch
     """
     s, generator = work.settings, torch.Generator().manual_seed(work.seed)
     device, length = choose_device(work.device), 1 + max(LATER)
-    key = independent(s.trials, 2, s.key_dim, generator)
+    key = random_keys(s.trials, 2, s.key_dim, generator=generator)
     value = values_of(s.trials, 1, s.value_dim, generator)
     keys = torch.cat([key[:, :1], key[:, 1:].expand(-1, length - 1, -1)], 1)
     values = torch.cat([value, torch.zeros(s.trials, length - 1, s.value_dim)], 1)

@@ -8,9 +8,10 @@ from functools import partial
 
 import torch
 
+from groundthink.probes.mechanics import orthonormal_keys, random_keys
 from groundthink.records import ProbeResult
 from groundthink.studies.study import Curve, Line, Measure, Size, Study, Wanted, Work, number
-from groundthink.studies.writes import correlated, independent, orthonormal, read_back, relative, values_of
+from groundthink.studies.writes import correlated_keys, read_back, relative, values_of
 from groundthink.training.run import choose_device
 
 WRITES = (1, 5, 10, 25, 50, 100, 200)
@@ -19,7 +20,7 @@ FEW = tuple(n for n in WRITES if n < 64)
 REPORTED = {1: "0.000", 5: "0.262", 10: "0.390", 25: "0.646", 50: "0.916", 100: "1.192", 200: "1.371"}
 TRAINED_COSINE = 0.582  # what source 001 found between the keys of its trained model
 
-Keys = Callable[[int, int, int, torch.Generator], torch.Tensor]
+Keys = Callable[..., torch.Tensor]  # (trials, n, size, generator=...) -> [trials,n,size]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ def _arm(keys: Keys, counts: tuple[int, ...]) -> Measure:
     def measure(work: Work) -> Iterator[ProbeResult]:
         s, generator = work.settings, torch.Generator().manual_seed(work.seed)
         for n in counts:
-            chosen = keys(s.trials, n, s.key_dim, generator)
+            chosen = keys(s.trials, n, s.key_dim, generator=generator)
             values = values_of(s.trials, n, s.value_dim, generator)
             error = relative(read_back(chosen, values, device=choose_device(work.device)), values)
             yield number(f"first of {n}", float(error[:, 0].mean()), n=s.trials)
@@ -47,9 +48,9 @@ def _arm(keys: Keys, counts: tuple[int, ...]) -> Measure:
 
 
 ARMS = {
-    "random keys": _arm(independent, WRITES),
-    "orthonormal keys": _arm(orthonormal, FEW),
-    "correlated keys": _arm(partial(correlated, cosine=TRAINED_COSINE), FEW),
+    "random keys": _arm(random_keys, WRITES),
+    "orthonormal keys": _arm(orthonormal_keys, FEW),
+    "correlated keys": _arm(partial(correlated_keys, cosine=TRAINED_COSINE), FEW),
 }
 
 STUDY = Study(

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+from groundthink.probes.mechanics import orthonormal_keys, random_keys
 from groundthink.records import ProbeResult
 from groundthink.studies.study import Line, Size, Study, Wanted, Work, number
-from groundthink.studies.writes import independent, orthonormal, read_back, relative, values_of
+from groundthink.studies.writes import read_back, relative, values_of
 from groundthink.training.run import choose_device
 
 EXACT = Wanted(at_most=1e-5)
@@ -34,14 +35,14 @@ def _errors(work: Work, keys: torch.Tensor, values: torch.Tensor) -> Iterator[Pr
 def bank(work: Work) -> Iterator[ProbeResult]:
     """Rows of an orthonormal basis as keys."""
     s, generator = work.settings, torch.Generator().manual_seed(work.seed)
-    keys = orthonormal(s.trials, s.writes, s.key_dim, generator)
+    keys = orthonormal_keys(s.trials, s.writes, s.key_dim, generator=generator)
     yield from _errors(work, keys, values_of(s.trials, s.writes, s.value_dim, generator))
 
 
 def rewritten(work: Work) -> Iterator[ProbeResult]:
     """Every key of the basis written twice: the later value must replace the earlier one without a trace."""
     s, generator = work.settings, torch.Generator().manual_seed(work.seed)
-    keys = orthonormal(s.trials, s.writes, s.key_dim, generator).repeat(1, 2, 1)
+    keys = orthonormal_keys(s.trials, s.writes, s.key_dim, generator=generator).repeat(1, 2, 1)
     values = values_of(s.trials, 2 * s.writes, s.value_dim, generator)
     read = read_back(keys, values, device=choose_device(work.device))[:, : s.writes]
     later = values[:, s.writes :]
@@ -51,7 +52,7 @@ def rewritten(work: Work) -> Iterator[ProbeResult]:
 def chance(work: Work) -> Iterator[ProbeResult]:
     """As many random unit keys: what the bank is for."""
     s, generator = work.settings, torch.Generator().manual_seed(work.seed)
-    keys = independent(s.trials, s.writes, s.key_dim, generator)
+    keys = random_keys(s.trials, s.writes, s.key_dim, generator=generator)
     yield from _errors(work, keys, values_of(s.trials, s.writes, s.value_dim, generator))
 
 

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from groundthink import ops
+from groundthink.probes.mechanics import orthonormal_keys
 
 
-def orthonormal(trials: int, n: int, size: int, generator: torch.Generator) -> Tensor:
-    """`n` orthonormal keys of `size` in each trial, [trials,n,size] float32; n at most size."""
-    square = torch.randn(trials, size, size, dtype=torch.float64, generator=generator)
-    return torch.linalg.qr(square)[0][:, :n].float()
-
-
-def independent(trials: int, n: int, size: int, generator: torch.Generator) -> Tensor:
-    """`n` random unit keys of `size` in each trial, [trials,n,size] float32."""
-    return F.normalize(torch.randn(trials, n, size, generator=generator), dim=-1)
-
-
-def correlated(trials: int, n: int, size: int, generator: torch.Generator, *, cosine: float) -> Tensor:
+def correlated_keys(trials: int, n: int, size: int, *, generator: torch.Generator, cosine: float) -> Tensor:
     """Unit keys with this cosine between every two, [trials,n,size] float32; n below size."""
-    basis = orthonormal(trials, n + 1, size, generator)
+    basis = orthonormal_keys(trials, n + 1, size, generator=generator)
     return basis[:, 1:] * (1 - cosine) ** 0.5 + basis[:, :1] * cosine**0.5
 
 
