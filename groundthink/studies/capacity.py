@@ -56,7 +56,7 @@ def _bare(orthogonal: bool) -> Measure:
 def trained(work: Work) -> Iterator[ProbeResult]:
     """A GS model trained on up to 64 pairs, each of them asked; tested with one question an episode."""
     s, largest = work.settings, SWEEP[-1]
-    sweep = {"distance": "uniform:4:30"}
+    sweep: dict[str, Any] = {"distance": "uniform:4:30"}
     mix = tuple(
         item("kv_recall", name=f"pairs{n}", n_pairs=n, n_queries=n, **sweep) for n in SWEEP if n >= 4
     )  # fmt: skip

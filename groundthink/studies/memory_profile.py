@@ -36,7 +36,8 @@ def _arm(twin: str) -> Measure:
     def measure(work: Work) -> Iterator[ProbeResult]:
         s, device = work.settings, choose_device(work.device)
         sizes = ModelConfig(vocab_size=s.vocabulary, **s.model)
-        model = HybridForCausalLM(TWINS[twin](sizes) if twin else sizes).to(device)
+        model = HybridForCausalLM(TWINS[twin](sizes) if twin else sizes)
+        model.to(device)  # type: ignore[arg-type]
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         yield number("weights, MiB", weights / MIB, n=1)
         for growth, batch in sorted(TRAINED):

@@ -87,7 +87,7 @@ def _arm(mix: str, *, twin: bool = False, plain: bool = False, **changes: Any) -
     return measure
 
 
-DROP = {"local_drop_prob": 0.7}
+DROP: dict[str, Any] = {"local_drop_prob": 0.7}
 ARMS: dict[str, Measure] = {
     "GG, both": _arm("both", plain=True),
     "static scale, both": _arm("both", local_scale=0.3),

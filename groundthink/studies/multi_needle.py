@@ -34,7 +34,7 @@ class Settings:
 def training(work: Work) -> TrainConfig:
     """Two, three and five needles, all of them asked, in short episodes and in episodes of full length."""
     s = work.settings
-    options = {"ids": "text", "held_out": 0.0}
+    options: dict[str, Any] = {"ids": "text", "held_out": 0.0}
     counts = [item(TASK, name=f"short{n}", length=16 * n, n_needles=n, n_queries=n, **options) for n in COUNTS]
     counts += [item(TASK, name=f"long{n}", length=s.length, n_needles=n, n_queries=n, **options) for n in COUNTS]
     phase = Phase(steps=s.steps, rows=s.rows, length=s.length, warmup_steps=min(30, s.steps), mix=tuple(counts))

@@ -34,7 +34,7 @@ class Settings:
 def training(work: Work, *, held_out: float = 0.0) -> TrainConfig:
     """Half the rows hold many short episodes, so that answers are dense; the other half episodes of full length."""
     s = work.settings
-    options = {"ids": "text", "keyed": False, "held_out": held_out}
+    options: dict[str, Any] = {"ids": "text", "keyed": False, "held_out": held_out}
     phase = Phase(
         steps=s.steps,
         rows=s.rows,
