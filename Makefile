@@ -22,8 +22,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes: the tests run on one thread each, and CI has two cores.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What needs minutes, a GPU or a browser. Each fails where its tool is missing: nothing is skipped silently.
 test-slow: $(STAMP)
