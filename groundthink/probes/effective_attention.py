@@ -114,5 +114,6 @@ def attention_of(model: Model, ids: Tensor, *, layer: int, head: int, reader: in
         log_decay=of_head(caught[LOG_DECAY]),
         beta=of_head(caught[BETA]),
         error=getattr(config, "error", "decayed"),
+        scale=getattr(config, "own_read_scale" if reader is None else "read_scale", None),
     )
     return found[:, 0]

@@ -92,7 +92,9 @@ def test_an_overwritten_value_has_no_weight() -> None:
     assert float(without_delta(x)[:, :, 12:, 4].abs().max()) > 1e-6
 
 
-@pytest.mark.parametrize("options", [{}, {"error": "raw"}, {"n_value_heads": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"error": "raw"}, {"n_value_heads": 4}, {"own_read_scale": 1.0, "read_scale": 0.5}]
+)
 def test_it_is_what_a_model_reads(hybrid: Hybrid, options: dict[str, Any]) -> None:
     """Against what the layers' own operator returns, for the writer and for both memories of a later layer."""
     model, ids = hybrid("GGS", read_sources="all", **options), torch.randint(64, (2, 30))
