@@ -225,12 +225,6 @@ def _exp(x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.threshold(x.clamp_max(0).exp(), NOTHING, 0.0).to(dtype)
 
 
-def _two_parts(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """float64 as a sum of two numbers of this dtype."""
-    high = x.to(dtype)
-    return high, (x - high).to(dtype)
-
-
 def _first_of_document(ids: Tensor) -> Tensor:
     """Where in its chunk a token's document begins, [N,B,1,C]; 0 if it began earlier."""
     place = torch.arange(ids.shape[-1], device=ids.device)

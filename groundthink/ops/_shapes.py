@@ -46,13 +46,6 @@ def expand_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
 
 
-def fold_heads(x: Tensor, like: Tensor) -> Tensor:
-    """The gradient's way back through `expand_heads`: sum the value heads of each key head, in `like`'s dtype."""
-    if x.shape[2] != like.shape[2]:
-        x = x.unflatten(2, (like.shape[2], -1)).sum(3)
-    return x.to(like.dtype)
-
-
 def check_write(inputs: WriteInputs) -> None:
     """Refuse shapes that do not belong together.
 

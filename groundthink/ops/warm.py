@@ -14,6 +14,12 @@ from groundthink.ops.backends import describe_backends
 from groundthink.ops.measure import Sizes, call, inputs
 from groundthink.ops.window import automatic_window
 
+# Operations of a layer that have fused kernels on CUDA, and how plain torch does them elsewhere.
+_PLAIN = {
+    "convolution": "a tap at a time, in place",
+    "cross-entropy": "in chunks: the gradient is formed with the loss, and all logits never exist at once",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class KernelCache:
@@ -59,17 +65,10 @@ def describe_operations() -> list[dict[str, str]]:
         rows.append({"operation": "memory", **memory})
         window, why = automatic_window(device)
         rows.append({"operation": "window", "device": device, "backend": window, "reason": why})
-        rows.append(
-            {"operation": "convolution", "device": device, "backend": "torch", "reason": "a tap at a time, in place"}
-        )
-        rows.append(
-            {
-                "operation": "cross-entropy",
-                "device": device,
-                "backend": "chunks",
-                "reason": "the gradient is formed with the loss, and all logits never exist at once",
-            }
-        )
+        for operation, reason in _PLAIN.items():
+            fused = device == "cuda"
+            backend, why = ("triton", "one kernel each way; plain torch for float64") if fused else ("torch", reason)
+            rows.append({"operation": operation, "device": device, "backend": backend, "reason": why})
     return rows
 
 

@@ -12,7 +12,7 @@ from groundthink.records import ProbeResult
 from groundthink.studies.keys import across_contexts
 from groundthink.studies.multi_needle import COUNTS, SMALL, TASK, Settings, training
 from groundthink.studies.parts import asked, task_of
-from groundthink.studies.study import Line, Measure, Size, Study, Work
+from groundthink.studies.study import SMOKE_SIZES, Line, Measure, Size, Study, Work
 from groundthink.training.sources import Recipe
 
 CONTEXTS, BEFORE = 16, 8  # texts that end with the marker, and tokens before it
@@ -67,7 +67,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 ids=256, keys=8, length=80, steps=6, rows=6, n=20, learning_rate=3e-3,
-                model={**SMALL, **GS, "d_model": 32, "head_dim": 16, "value_dim": 16, "window_size": 4},
+                model={**SMALL, **GS, **SMOKE_SIZES},
             ),
             cost="seconds",
         ),

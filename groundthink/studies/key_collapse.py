@@ -12,7 +12,7 @@ from groundthink.records import ProbeResult
 from groundthink.studies.keys import mean_cosine
 from groundthink.studies.multi_needle import SMALL, TASK, Settings, training
 from groundthink.studies.parts import asked, task_of
-from groundthink.studies.study import Line, Measure, Size, Study, Work
+from groundthink.studies.study import SMOKE_SIZES, Line, Measure, Size, Study, Work
 from groundthink.training.sources import build_model
 
 LOSSES = {"key_orthogonality": 0.3, "beta_sparsity": 0.1}  # weights of source 001
@@ -60,7 +60,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 ids=256, keys=8, length=80, steps=10, rows=6, n=20, learning_rate=3e-3,
-                model={**SMALL, "d_model": 32, "head_dim": 16, "value_dim": 16, "window_size": 4},
+                model={**SMALL, **SMOKE_SIZES},
             ),
             cost="seconds",
         ),

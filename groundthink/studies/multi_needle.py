@@ -9,7 +9,7 @@ from typing import Any
 from groundthink.probes import cut_own_reads, cut_reads
 from groundthink.records import ProbeResult
 from groundthink.studies.parts import asked, config_of, item, task_of, twin_of
-from groundthink.studies.study import Line, Size, Study, Wanted, Work
+from groundthink.studies.study import SMOKE_SIZES, Line, Size, Study, Wanted, Work
 from groundthink.tasks import Vocabulary
 from groundthink.training import TrainConfig
 from groundthink.training.config import Phase
@@ -85,7 +85,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 ids=256, keys=8, length=80, steps=10, rows=6, n=20, learning_rate=3e-3,
-                model={**SMALL, "d_model": 32, "head_dim": 16, "value_dim": 16, "window_size": 4},
+                model={**SMALL, **SMOKE_SIZES},
             ),
             cost="seconds",
         ),

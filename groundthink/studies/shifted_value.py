@@ -9,7 +9,7 @@ from typing import Any
 from groundthink.records import ProbeResult
 from groundthink.studies.parts import asked, task_of
 from groundthink.studies.single_needle import GROWTH, SMALL, TASK, Settings, training
-from groundthink.studies.study import Line, Measure, Size, Study, Work
+from groundthink.studies.study import SMOKE_SIZES, Line, Measure, Size, Study, Work
 
 
 def _arm(changes: Mapping[str, Any]) -> Measure:
@@ -56,7 +56,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 ids=256, length=32, steps=10, rows=4, n=20, learning_rate=3e-3,
-                model={**SMALL, **GS, "d_model": 32, "head_dim": 16, "value_dim": 16, "window_size": 4},
+                model={**SMALL, **GS, **SMOKE_SIZES},
             ),
             cost="seconds",
         ),

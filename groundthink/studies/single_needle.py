@@ -9,7 +9,7 @@ from typing import Any
 from groundthink.probes import cut_own_reads, cut_reads
 from groundthink.records import ProbeResult
 from groundthink.studies.parts import asked, config_of, item, task_of, twin_of
-from groundthink.studies.study import Line, Size, Study, Wanted, Work
+from groundthink.studies.study import SMOKE_SIZES, Line, Size, Study, Wanted, Work
 from groundthink.tasks import Vocabulary
 from groundthink.training import TrainConfig
 from groundthink.training.config import Phase
@@ -105,7 +105,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 ids=256, length=32, steps=10, rows=8, n=20, learning_rate=3e-3,
-                model={**SMALL, "d_model": 32, "head_dim": 16, "value_dim": 16, "window_size": 4},
+                model={**SMALL, **SMOKE_SIZES},
             ),
             cost="seconds",
         ),

@@ -22,6 +22,7 @@ from groundthink.training.config import DataConfig
 SIZES = ("full", "quick", "smoke")
 EVERY = 1000  # steps between checkpoints of a training
 NO_FIGURE = "–"
+SMOKE_SIZES = {"d_model": 32, "head_dim": 16, "value_dim": 16, "window_size": 4}  # of a model that need not learn
 
 
 class Interrupted(Exception):

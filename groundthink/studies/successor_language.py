@@ -9,7 +9,7 @@ from typing import Any
 
 from groundthink.records import ProbeResult
 from groundthink.studies.parts import config_of, item, predict_with, task_of, twin_of
-from groundthink.studies.study import Line, Size, Study, Wanted, Work, number
+from groundthink.studies.study import SMOKE_SIZES, Line, Size, Study, Wanted, Work, number
 from groundthink.tasks import Vocabulary, gap_to_entropy
 from groundthink.tasks.successor import Successor
 from groundthink.training import TrainConfig
@@ -85,7 +85,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 symbols=16, length=31, steps=10, rows=4, n=10, learning_rate=3e-3,
-                model={**SMALL, "d_model": 32, "head_dim": 16, "value_dim": 16, "window_size": 4},
+                model={**SMALL, **SMOKE_SIZES},
             ),
             cost="seconds",
         ),
