@@ -172,9 +172,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="where the results go, as JSON")
     parser.add_argument("--commit", default=commit(), help="the commit measured, where git cannot say")
     parser.add_argument("--peers", action="store_true", help="ask fla, transformers and dense attention too")
+    parser.add_argument(
+        "--only", type=int, nargs="+", default=range(len(SHAPES)), choices=range(len(SHAPES)), metavar="N",
+        help="numbers of shapes, from 0 up",
+    )  # fmt: skip
     arguments = parser.parse_args()
     rows, red = [], False
-    for shape in SHAPES:
+    for shape in [SHAPES[n] for n in arguments.only]:
         errors = gate(*shape[3:])
         row: dict[str, object] = {"shape_BTHKV": shape, "errors": errors}
         broken = [n for n, bar in BARS.items() if not errors[n] < bar]

@@ -5,6 +5,7 @@ Each takes bf16 q, k [B,T,H,K], v [B,T,H,V] and float32 g, beta [B,T,H] and retu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -24,10 +25,11 @@ def fla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
 
 
 def transformers_fallback(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """Plain torch, what transformers runs where no kernels are installed."""
+    """Plain torch, what transformers runs where fla is not installed; its wrapper would hand over to fla."""
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-    return torch_chunk_gated_delta_rule(q, k, v, g, beta)[0]
+    out: Tensor = inspect.unwrap(torch_chunk_gated_delta_rule)(q, k, v, g, beta)[0]
+    return out
 
 
 def dense_masked_attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:

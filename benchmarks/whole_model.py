@@ -263,6 +263,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
     parser.add_argument("--only", choices=tuple(SIZES), help="one of the two sizes")
     parser.add_argument("--no-peer", action="store_true", help="leave fla out")
+    parser.add_argument("--no-cold", action="store_true", help="leave the first step with an empty cache out")
     parser.add_argument("--profile", action="store_true", help="print the 15 largest kernels of our step")
     parser.add_argument("--quick", action="store_true", help="about 90 seconds: one size, one length, no peer")
     parser.add_argument("--child", choices=tuple(SIZES), help=argparse.SUPPRESS)
@@ -288,6 +289,8 @@ def main() -> int:
             rows.append(measure(pattern, length, arguments, names))
             show(rows[-1])
             torch.cuda.empty_cache()
+        if arguments.no_cold:
+            continue
         cold[pattern] = first_step(pattern, arguments)
         print(f"{pattern} cold:", {n: f"{s:.1f} s" for n, s in cold[pattern].items()}, flush=True)
     record = {

@@ -68,10 +68,11 @@ def _cure(work: Work, *, recall: bool) -> Phase:
     s = work.settings
     mix = [MixItem(name="more", weight=s.text_rows)]
     if recall:
-        options = {"length": s.length, "n_needles": 8, "n_queries": 8}
-        few = {"length": s.length // 4, "n_needles": 2, "n_queries": 2}
-        mix.append(MixItem(source=TASK, name="few", weight=s.recall_rows / 2, options=few))
-        mix.append(MixItem(source=TASK, name="many", weight=s.recall_rows / 2, options=options))
+        short, most = s.length // 8, s.length // 64
+        dense = {"length": short, "n_needles": short // 28, "n_queries": short // 28}  # a line and its cue are 26 tokens
+        many = {"length": s.length, "n_needles": most, "n_queries": most}
+        mix.append(MixItem(source=TASK, name="dense", weight=s.recall_rows * 3 / 4, options=dense))
+        mix.append(MixItem(source=TASK, name="many", weight=s.recall_rows / 4, options=many))
     return Phase(
         steps=s.more_steps, rows=s.text_rows + (s.recall_rows if recall else 0), length=s.length, mix=tuple(mix),
         warmup_steps=s.more_steps // 20, learning_rate_scale=0.5, normalise="source",

@@ -44,14 +44,16 @@ def _strings(name: str, weight: float, **options: Any) -> MixItem:
 
 
 def training(work: Work) -> TrainConfig:
-    """Few lines, then eight, all asked; language from then on, with and without markers, some names absent."""
+    """Short rows full of lines beside long ones, all asked; then language too, without markers, some names absent."""
     s = work.settings
+    short = s.length // 4
+    dense = {"length": short, "n_needles": short // 30, "n_queries": short // 30}  # a line and its cue are 28 tokens
     most = {"length": s.length, "n_needles": NEEDLES, "n_queries": NEEDLES}
     bootcamp = Phase(
         name="bootcamp", steps=s.bootcamp_steps, rows=s.rows, length=s.length, warmup_steps=s.bootcamp_steps // 20,
         schedule="constant", model_options={"own_read_drop_prob": 1.0},
         mix=(
-            _strings("few", 1, length=s.length // 2, n_needles=2, n_queries=2, marked=True),
+            _strings("dense", 1, **dense, marked=True),
             _strings("many", 1, **most, marked=True),
         ),
         advance=(Threshold(metric="many.exact", at_least=0.95),),
