@@ -68,8 +68,8 @@ def _cure(work: Work, *, recall: bool) -> Phase:
     s = work.settings
     mix = [MixItem(name="more", weight=s.text_rows)]
     if recall:
-        short, most = s.length // 8, s.length // 64
-        dense = {"length": short, "n_needles": short // 28, "n_queries": short // 28}  # a line and its cue are 26 tokens
+        short, most = s.length // 8, s.length // 64  # a line and its cue are at most 26 tokens
+        dense = {"length": short, "n_needles": short // 28, "n_queries": short // 28}
         many = {"length": s.length, "n_needles": most, "n_queries": most}
         mix.append(MixItem(source=TASK, name="dense", weight=s.recall_rows * 3 / 4, options=dense))
         mix.append(MixItem(source=TASK, name="many", weight=s.recall_rows / 4, options=many))
