@@ -222,5 +222,6 @@ def reset_rows(snapshot: Any, fresh: Tensor) -> Any:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 arithmetic where asked for; parameters stay float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    """bfloat16 arithmetic as `TrainConfig.precision` says; parameters stay float32."""
+    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)

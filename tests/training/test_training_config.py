@@ -57,7 +57,7 @@ def test_all_problems_at_once_with_their_paths() -> None:
     for told in (
         "sede is not a field",
         "seed is 'three', it must be a whole number",
-        "precision is 'float16', it must be float32 or bfloat16",
+        "precision is 'float16', it must be auto or float32 or bfloat16",
         "optimizer.learning_rate is -1.0",
         "optimizer.betas is [0.9], it must be a list of 2",
         "phases[0].steps is 0, it must be at least 1",
