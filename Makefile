@@ -30,8 +30,10 @@ test: lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
+# Kernels are compiled for minutes: `make test-gpu JOBS=8` shares that out where the GPU has memory for eight.
 test-gpu:
-	TRITON_INTERPRET=0 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu --timeout=1800 tests/gpu
+	TRITON_INTERPRET=0 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu --timeout=1800 \
+		-n $(or $(JOBS),0) --dist worksteal tests/gpu
 
 test-browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser

@@ -37,7 +37,10 @@ def training(work: Work) -> TrainConfig:
     options: dict[str, Any] = {"ids": "text", "held_out": 0.0}
     counts = [item(TASK, name=f"short{n}", length=16 * n, n_needles=n, n_queries=n, **options) for n in COUNTS]
     counts += [item(TASK, name=f"long{n}", length=s.length, n_needles=n, n_queries=n, **options) for n in COUNTS]
-    phase = Phase(steps=s.steps, rows=s.rows, length=s.length, warmup_steps=min(30, s.steps), mix=tuple(counts))
+    phase = Phase(
+        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=min(30, s.steps), mix=tuple(counts),
+        normalise="token",  # as in single-needle
+    )  # fmt: skip
     vocabulary = Vocabulary(text=s.ids, n_keys=s.keys, n_values=1, n_filler=1)
     return config_of(work, model=s.model, vocabulary=vocabulary, phases=[phase], learning_rate=s.learning_rate)
 

@@ -49,7 +49,8 @@ def _needles(work: Work, n: int) -> tuple[MixItem, MixItem]:
 def training(work: Work) -> TrainConfig:
     """Retrieval, a gym of four rungs, language with five needles beside it."""
     s = work.settings
-    common: dict[str, Any] = {"rows": s.rows, "length": s.length, "schedule": "constant"}
+    # Every answer counts the same, as in single-needle: of a long row's few answers alone nothing is learned.
+    common: dict[str, Any] = {"rows": s.rows, "length": s.length, "schedule": "constant", "normalise": "token"}
     phases = [
         Phase(
             name=f"needles-{n}",

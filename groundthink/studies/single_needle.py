@@ -15,6 +15,7 @@ from groundthink.training import TrainConfig
 from groundthink.training.config import Phase
 
 TASK, GROWTH = "marker_needle", 4
+SHORT = 16  # tokens of an episode in the dense rows
 HELD_OUT = 0.1  # share of the ids that are never a needle in training
 
 
@@ -32,7 +33,11 @@ class Settings:
 
 
 def training(work: Work, *, held_out: float = 0.0) -> TrainConfig:
-    """Half the rows hold many short episodes, so that answers are dense; the other half episodes of full length."""
+    """Half the rows hold many short episodes, so that answers are dense; the other half episodes of full length.
+
+    Every answer counts the same, which is what lets the dense rows teach; their mean beside that of the few answers of
+    long rows is mostly noise (docs/log.md, 2026-11-22, "Dense answers").
+    """
     s = work.settings
     options: dict[str, Any] = {"ids": "text", "keyed": False, "held_out": held_out}
     phase = Phase(
@@ -40,7 +45,8 @@ def training(work: Work, *, held_out: float = 0.0) -> TrainConfig:
         rows=s.rows,
         length=s.length,
         warmup_steps=min(30, s.steps),
-        mix=(item(TASK, name="short", length=s.length // 4, **options), item(TASK, length=s.length, **options)),
+        normalise="token",
+        mix=(item(TASK, name="short", length=SHORT, **options), item(TASK, length=s.length, **options)),
     )
     vocabulary = Vocabulary(text=s.ids, n_keys=1, n_values=1, n_filler=1)
     return config_of(work, model=s.model, vocabulary=vocabulary, phases=[phase], learning_rate=s.learning_rate)

@@ -51,7 +51,7 @@ def training(work: Work) -> TrainConfig:
     most = {"length": s.length, "n_needles": NEEDLES, "n_queries": NEEDLES}
     bootcamp = Phase(
         name="bootcamp", steps=s.bootcamp_steps, rows=s.rows, length=s.length, warmup_steps=s.bootcamp_steps // 20,
-        schedule="constant", model_options={"own_read_drop_prob": 1.0},
+        schedule="constant", model_options={"own_read_drop_prob": 1.0}, normalise="token",
         mix=(
             _strings("dense", 1, **dense, marked=True),
             _strings("many", 1, **most, marked=True),
