@@ -60,10 +60,10 @@ def takes_padding(model: Model) -> bool:
 
 
 def logits_of(model: Model, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-    """Logits of a whole text; `documents` only for models that take them."""
+    """Logits of a whole text; `documents` only for models that take them. They follow the ids to their device."""
     if documents is None:
         return model.prefill(ids)[0]
-    return model.prefill(ids, documents=documents)[0]  # type: ignore[call-arg]
+    return model.prefill(ids, documents=documents.to(ids.device))[0]  # type: ignore[call-arg]
 
 
 def device_of(model: Model) -> torch.device:
