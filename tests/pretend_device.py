@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("xpu:0")  # any kind but the CPU and CUDA for which torch knows autocast
 M = TypeVar("M", bound=nn.Module)
@@ -77,9 +77,8 @@ class PretendTensor(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         _refuse_mixed(func, args, kwargs)
-        real_args, real_kwargs = tree_map(_unwrap, (args, kwargs))
         with torch.no_grad():
-            out = func(*real_args, **real_kwargs)
+            out = func(*map(_unwrap, args), **{name: _unwrap(x) for name, x in kwargs.items()})
         if func in _ACROSS:
             return args[0]
         return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrap, out))
@@ -90,7 +89,15 @@ def _wrap(x: Any) -> Any:
 
 
 def _unwrap(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return [_unwrap(y) for y in x]
     return x.held if isinstance(x, PretendTensor) else x
+
+
+def _leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """Arguments of an op, those in lists one by one."""
+    for x in (*args, *kwargs.values()):
+        yield from x if isinstance(x, (list, tuple)) else (x,)
 
 
 def _refuse_mixed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,7 +109,7 @@ def _refuse_mixed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         return
     if func in _INDEXED:
         args = (args[0], *args[2:])
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    tensors = [x for x in _leaves(args, kwargs) if isinstance(x, Tensor)]
     written = isinstance(args[0], Tensor) and func._schema.is_mutable
     strangers = [
         x for x in tensors
@@ -136,15 +143,6 @@ class _Leave(torch.autograd.Function):
         return PretendTensor(grad.clone())
 
 
-def _is_device(x: Any) -> bool:
-    if isinstance(x, str):
-        try:
-            torch.device(x)
-        except RuntimeError:
-            return False
-    return isinstance(x, (torch.device, str))
-
-
 def _is_here(device: Any) -> bool:
     """Whether it names the pretended device."""
     return torch.device(device).type == DEVICE.type
@@ -157,21 +155,26 @@ def _cross(x: Tensor, here: bool) -> Tensor:
     return _Arrive.apply(x) if here else _Leave.apply(x)  # type: ignore[no-untyped-call]
 
 
-def _to(x: Tensor, *given: Any, **named: Any) -> Tensor:
-    """`Tensor.to`, whose target is a device, a dtype, both, or a tensor that has both."""
-    rest = list(given)
-    if "other" in named:
-        rest.insert(0, named.pop("other"))
-    target = named.pop("device", None)
+def _target(given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, torch.dtype | None, dict[str, Any]]:
+    """Device, dtype and the rest of what `to` was given: a tensor that has both, or either of them or none."""
+    rest, named = list(given), dict(named)
+    device, dtype, other = (named.pop(name, None) for name in ("device", "dtype", "other"))
     if rest and isinstance(rest[0], Tensor):
         other = rest.pop(0)
-        target, rest = other.device, [other.dtype, *rest]
-    elif rest and _is_device(rest[0]):
-        target = rest.pop(0)
-    elif rest and rest[0] is None:
-        rest.pop(0)
-    moved = x if target is None else _cross(x, _is_here(target))
-    return Tensor.to(moved, *rest, **named) if rest or named else moved
+    if other is not None:
+        device, dtype = other.device, other.dtype
+    if rest and (rest[0] is None or isinstance(rest[0], (torch.device, str))):
+        device = rest.pop(0)
+    if rest and (rest[0] is None or isinstance(rest[0], torch.dtype)):
+        dtype = rest.pop(0)
+    return device, dtype, {**dict(zip(("non_blocking", "copy"), rest, strict=False)), **named}
+
+
+def _to(x: Tensor, *given: Any, **named: Any) -> Tensor:
+    """`Tensor.to`."""
+    device, dtype, rest = _target(given, named)
+    moved = x if device is None else _cross(x, _is_here(device))
+    return moved.to(moved.dtype if dtype is None else dtype, **rest)
 
 
 def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -188,9 +191,10 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() to copy it first.")
     asked = kwargs.get("device")
     here = asked is not None and _is_here(asked)
-    ours = any(isinstance(y, PretendTensor) for y in tree_flatten((args, kwargs))[0])
     generator = kwargs.get("generator")
-    if generator is not None and (here or (ours and asked is None)) != isinstance(generator, PretendGenerator):
+    if generator is not None and isinstance(generator, PretendGenerator) != (
+        here or (asked is None and any(isinstance(y, PretendTensor) for y in _leaves(args, kwargs)))
+    ):
         raise RuntimeError(f"Expected a {DEVICE.type!r} device type for generator but found {generator.device!r}")
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu") if here else asked}
@@ -224,6 +228,15 @@ class PretendGenerator(torch.Generator):
 
 
 _Generator = torch.Generator
+_module_to = nn.Module.to
+
+
+def _module_to_device(module: nn.Module, *given: Any, **named: Any) -> nn.Module:
+    """`nn.Module.to`: what is tied stays tied, as on a real device."""
+    device, dtype, rest = _target(given, named)
+    if device is not None and _is_here(device):
+        return moved(module) if dtype is None else _module_to(moved(module), dtype, **rest)
+    return _module_to(module, *given, **named)
 
 
 @contextlib.contextmanager
@@ -231,6 +244,7 @@ def pretend() -> Iterator[torch.device]:
     """While inside, there is a device."""
     with pytest.MonkeyPatch.context() as patch, PretendMode():
         patch.setattr(torch, "Generator", PretendGenerator)
+        patch.setattr(nn.Module, "to", _module_to_device)
         yield DEVICE
 
 
@@ -243,12 +257,12 @@ def moved(model: M) -> M:
 
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
+            if parameter is not None and not isinstance(parameter, PretendTensor):
                 needs = parameter.requires_grad
                 module._parameters[name] = once(  # type: ignore[assignment]
-                    parameter, lambda p, needs=needs: nn.Parameter(PretendTensor(p.detach().clone()), needs)
+                    parameter, lambda p, needs=needs: nn.Parameter(_cross(p.detach(), here=True), needs)
                 )
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = once(buffer, lambda b: PretendTensor(b.clone()))
+                module._buffers[name] = once(buffer, lambda b: _cross(b, here=True))
     return model

@@ -116,6 +116,7 @@ def _foreign(flags: Flags, on_event: OnEvent) -> Certificate:
         attention_window=flags.attention_window,
         step=flags.step,
         dtype=flags.dtype,
+        device=flags.device,
         n=flags.n,
         seed=flags.seed,
         rows=flags.rows,

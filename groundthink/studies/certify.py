@@ -25,6 +25,7 @@ def certify(
     attention_window: int | None = None,
     step: bool = False,
     dtype: str = "float32",
+    device: str = "",
     **options: Any,
 ) -> Certificate:
     """Ask a model everything and judge it.
@@ -35,6 +36,7 @@ def certify(
         vocabulary: ids of the task. None: those of the run's recipe; for models of others `vocabulary_for`.
         seed: of every episode.
         attention_window, step, dtype: for models of others, see `groundthink.model.adapters.model_from`.
+        device: where to run, such as cuda; the model stays where it is if not given.
         options: of `groundthink.probes.certify`.
 
     Raises:
@@ -42,7 +44,9 @@ def certify(
         ConfigError: an option that this model does not have, or no vocabulary for a model of ours.
         TaskError: the vocabulary does not fit the task or the model.
     """
-    model = _model(model_or_path, attention_window=attention_window, step=step, dtype=dtype)
+    model: Any = _model(model_or_path, attention_window=attention_window, step=step, dtype=dtype)
+    if device:
+        model = model.to(device)
     if isinstance(model, Adapter):
         if not model.has_memory:
             return no_state(model, seed=seed)

@@ -29,6 +29,7 @@ from groundthink.probes import (
     recall_curves,
 )
 from groundthink.records import Certificate, to_json, write_whole
+from groundthink.studies.parts import predict_with
 from groundthink.tasks import Task
 from groundthink.training import TrainConfig, TrainResult, load_recipe, resume, score_text, train
 from groundthink.training.sources import Recipe
@@ -171,9 +172,8 @@ def _language(recipe: Recipe, models: dict[str, HybridForCausalLM], seed: int) -
     held_out = TextSource.of(recipe.corpus, "test", recipe.tokenizer)
     scores = {}
     for name, model in models.items():
-        predict = functools.partial(_logits, model)
         windows = held_out.held_out_batches(32, HELD_OUT_LENGTH, max_tokens=HELD_OUT_TOKENS)
-        scores[name] = score_text(predict, windows)
+        scores[name] = score_text(predict_with(model), windows)
     ours, theirs = (scores[name].per_document.tolist() for name in ("model", NO_READ))
     mean, low, high = paired_bootstrap(ours, theirs, seed=seed)
     bits = {name: score.bits_per_byte for name, score in scores.items()}
@@ -184,11 +184,6 @@ def _language(recipe: Recipe, models: dict[str, HybridForCausalLM], seed: int) -
     }
     row = {"difference": mean, "low": low, "high": high, "n": len(ours), "against": NO_READ, "details": bits}
     return record, row
-
-
-@torch.no_grad()
-def _logits(model: HybridForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    return model.prefill(tokens)[0]
 
 
 def _needles(model: HybridForCausalLM, task: Task, *, n: int, seed: int) -> dict[str, Any]:
@@ -209,7 +204,7 @@ def _mixed_tokens(recipe: Recipe, tasks: dict[str, Task]) -> torch.Tensor:
 def _sample(model: HybridForCausalLM, recipe: Recipe, seed: int) -> str:
     """Text that the model writes; ids outside the text are never drawn."""
     torch.manual_seed(seed)
-    ids = torch.tensor([recipe.tokenizer.encode(PROMPT)])
+    ids = torch.tensor([recipe.tokenizer.encode(PROMPT)], device=model.device)
     others = list(range(recipe.tokenizer.vocab_size, model.sizes.vocab_size))
     out = model.generate(  # type: ignore[misc]
         ids,
