@@ -17,6 +17,7 @@ from torch import Tensor
 
 import groundthink as gt
 from groundthink.cli.main import main
+from groundthink.errors import ConfigError
 from groundthink.layers import MIXERS
 from groundthink.model.adapters import adapt
 from groundthink.probes import (
@@ -33,6 +34,7 @@ from groundthink.probes import (
     row_leak,
 )
 from groundthink.probes import curves as curves_module
+from groundthink.probes.face import on_device
 from groundthink.probes.recall import recall
 from groundthink.probes.verdict import NEAR
 from groundthink.records import Certificate, ProbeResult
@@ -273,3 +275,10 @@ def test_held_out_text_and_a_sample(device: torch.device, monkeypatch: pytest.Mo
     assert there == here
     here, there = (demo._sample(model, recipe, 0) for model in pair)
     assert there == here
+
+
+@pytest.mark.parametrize("name", ["cudda", "cuda:99"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    """Nowhere are there a hundred GPUs."""
+    with pytest.raises(ConfigError, match=f"device: '{name}' is no device here"):
+        on_device(hybrid(), name)

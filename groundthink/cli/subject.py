@@ -36,13 +36,14 @@ def subject_of(path: Path, *, task: str, documents: int, trained_length: int | N
 
     Raises:
         CheckpointError: there is nothing to load, or the run has no such task.
-        ConfigError: a task that has no pairs, or a vocabulary without room.
+        ConfigError: a task that has no pairs, a vocabulary without room, or no such device.
     """
+    from groundthink.probes.face import on_device
     from groundthink.training import load
 
     model = load(path)
     if device:
-        model = model.to(device)  # type: ignore[arg-type]
+        model = on_device(model, device)
     if not is_run(path):
         options = {"vocabulary": default_vocabulary(model.sizes.vocab_size), "trained_length": trained_length}
         return Subject(model, {}, options, path / "records")
@@ -54,7 +55,7 @@ def subject_of(path: Path, *, task: str, documents: int, trained_length: int | N
         raise ConfigError(f"{task} has no donors", where="--task", fix="name a kv_recall task of the recipe.")
     twins = {folder.name: load(folder) for folder in sorted((path / "twins").glob("*")) if folder.is_dir()}
     if device:
-        twins = {name: twin.to(device) for name, twin in twins.items()}  # type: ignore[arg-type]
+        twins = {name: on_device(twin, device) for name, twin in twins.items()}
     longest = max(phase.length for phase in recipe.config.phases)
     sources = {item.source for phase in recipe.config.phases for item in phase.mix}
     options = {

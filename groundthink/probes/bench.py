@@ -233,7 +233,9 @@ def make_bench(
         text_multiples=text_multiples,
     )
     task = KvRecall(vocabulary, n_pairs=n_pairs, distance="fixed:2")
-    return Bench(model, dict(twins), task, needle, tuple(text), horizon, n, seed, points, language, tell)
+    return Bench(
+        model, dict(twins), task, needle, tuple(x.cpu() for x in text), horizon, n, seed, points, language, tell
+    )
 
 
 def check_face(name: str, model: Model) -> None:

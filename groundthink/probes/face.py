@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from groundthink.errors import ConfigError
 from groundthink.model import Snapshot
 
 # Rounding of float32 sums in another order is about 1e-6 of the largest logit; 16-bit types keep 8 bits.
@@ -69,6 +70,22 @@ def logits_of(model: Model, ids: Tensor, documents: Tensor | None = None) -> Ten
 def device_of(model: Model) -> torch.device:
     """Where the model's inputs belong."""
     return torch.device(getattr(model, "device", "cpu"))
+
+
+def on_device(model: Any, name: str) -> Any:
+    """The model on the device of this name.
+
+    Raises:
+        ConfigError: torch has no such device here.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{name!r} is no device here ({said[:120]})", where="device", fix="groundthink doctor shows what there is"
+        ) from error
+    return model.to(name)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from groundthink.model import HybridForCausalLM
 from groundthink.model.adapters import Adapter, adapt, is_foreign, model_from
 from groundthink.probes import Model, no_state
 from groundthink.probes import certify as certify_model
+from groundthink.probes.face import on_device
 from groundthink.records import Certificate, ProbeResult
 from groundthink.tasks import Vocabulary
 
@@ -41,12 +42,12 @@ def certify(
 
     Raises:
         CheckpointError: there is no such model, or no adapter for it.
-        ConfigError: an option that this model does not have, or no vocabulary for a model of ours.
+        ConfigError: an option that this model does not have, no vocabulary for a model of ours, or no such device.
         TaskError: the vocabulary does not fit the task or the model.
     """
     model: Any = _model(model_or_path, attention_window=attention_window, step=step, dtype=dtype)
     if device:
-        model = model.to(device)
+        model = on_device(model, device)
     if isinstance(model, Adapter):
         if not model.has_memory:
             return no_state(model, seed=seed)
