@@ -19,7 +19,7 @@ from groundthink.training.knobs import Knobs
 from groundthink.training.mixture import Mixture, Part, derive, divide_rows
 from groundthink.training.optimizer import build_optimizer, named_moments, restore_moments, role_of_each
 from groundthink.training.schedule import learning_rate
-from groundthink.training.step import Stepper, reset_rows
+from groundthink.training.step import Stepper, autocast, reset_rows
 
 MANY = settings(deadline=None, max_examples=80, derandomize=True, database=None)
 
@@ -330,3 +330,16 @@ def test_a_stream_sees_the_segment_before() -> None:
     assert report.loss * 10 == pytest.approx((first + second).item(), rel=1e-5)
     assert carry["text.0"].position.tolist() == [12, 6]
     assert not carry["text.0"].state.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "half"),
+    [("cuda", "auto", True), ("cpu", "auto", False), ("cuda", "float32", False), ("cpu", "bfloat16", True)],
+)
+def test_precision_follows_the_device_unless_named(
+    device: str, precision: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(torch, "autocast", lambda kind, **options: asked.update(options, kind=kind))  # no CUDA here
+    autocast(torch.device(device), precision)
+    assert asked == {"kind": device, "dtype": torch.bfloat16, "enabled": half}
