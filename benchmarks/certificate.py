@@ -34,9 +34,10 @@ SIZES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def learn(size: str, seed: int, steps: int, device: str, folder: Path) -> gt.HybridForCausalLM:
+def learn(size: str, changes: list[str], seed: int, steps: int, device: str, folder: Path) -> gt.HybridForCausalLM:
     """The demo's bootcamp alone: recall through the S layers, no language."""
-    recipe = gt.load_recipe("demo", [*SIZES[size], f"seed={seed}", f"device={device}", f"phases[0].steps={steps}"])
+    own = [*SIZES[size], f"seed={seed}", f"device={device}", f"phases[0].steps={steps}"]
+    recipe = gt.load_recipe("demo", [*own, *changes])
     total = gt.train(recipe, folder, stop_at=steps)
     print(f"trained for {total.step} steps: {total.metrics}", flush=True)
     return gt.load(folder)
@@ -45,6 +46,7 @@ def learn(size: str, seed: int, steps: int, device: str, folder: Path) -> gt.Hyb
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
+    parser.add_argument("--set", nargs="*", default=[], help="changes of the recipe, as for groundthink train")
     parser.add_argument("--model", type=Path, help="a trained run, in place of training one")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -58,7 +60,8 @@ def main() -> int:
     vocabulary = Vocabulary(**gt.load_recipe("demo").vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         given = flags.model or Path(folder) / "run"
-        model = gt.load(given) if flags.model else learn(flags.size, flags.seed, flags.steps, flags.device, given)
+        wanted = (flags.size, flags.set, flags.seed, flags.steps, flags.device)
+        model = gt.load(given) if flags.model else learn(*wanted, given)
     model = model.to(flags.device)
     start = time.perf_counter()
     certificate = certify(

@@ -34,6 +34,7 @@ class Settings:
         window: tokens of the S layers' window.
         length, rows, steps: of the training on text.
         more_steps, text_rows, recall_rows: of the cure; `length` tokens each.
+        recall_weight: of the loss of episodes beside that of text.
         n: questions at each length; `documents` of held-out text.
     """
 
@@ -44,6 +45,7 @@ class Settings:
     more_steps: int
     text_rows: int
     recall_rows: int
+    recall_weight: float
     n: int
     documents: int
     learning_rate: float
@@ -71,8 +73,9 @@ def _cure(work: Work, *, recall: bool) -> Phase:
         short, most = s.length // 8, s.length // 64  # a line and its cue are at most 26 tokens
         dense = {"length": short, "n_needles": short // 28, "n_queries": short // 28}
         many = {"length": s.length, "n_needles": most, "n_queries": most}
-        mix.append(MixItem(source=TASK, name="dense", weight=s.recall_rows * 3 / 4, options=dense))
-        mix.append(MixItem(source=TASK, name="many", weight=s.recall_rows / 4, options=many))
+        beside: dict[str, Any] = {"source": TASK, "loss_weight": s.recall_weight}
+        mix.append(MixItem(name="dense", weight=s.recall_rows * 3 / 4, options=dense, **beside))
+        mix.append(MixItem(name="many", weight=s.recall_rows / 4, options=many, **beside))
     return Phase(
         steps=s.more_steps, rows=s.text_rows + (s.recall_rows if recall else 0), length=s.length, mix=tuple(mix),
         warmup_steps=s.more_steps // 20, learning_rate_scale=0.5, normalise="source",
@@ -124,24 +127,25 @@ STUDY = Study(
         "full": Size(
             seeds=5,
             settings=Settings(
-                window=64, length=1024, rows=32, steps=4000, more_steps=800, text_rows=24, recall_rows=8, n=400,
-                documents=64, learning_rate=1e-3, model={"pattern": "GGGS", "d_model": 256},
+                window=64, length=1024, rows=32, steps=4000, more_steps=800, text_rows=24, recall_rows=8,
+                recall_weight=0.1, n=400, documents=64, learning_rate=1e-3,
+                model={"pattern": "GGGS", "d_model": 256, "conv_width": 8, "decay_bias": 9.0},
             ),
             cost="a GPU: 150M tokens of text and 6.6M of recall for each of five seeds; give more text by --corpus",
         ),
         "quick": Size(
             seeds=1,
             settings=Settings(
-                window=32, length=256, rows=6, steps=160, more_steps=40, text_rows=5, recall_rows=1, n=40, documents=4,
-                learning_rate=2e-3, model=SMALL,
+                window=32, length=256, rows=6, steps=160, more_steps=40, text_rows=5, recall_rows=1,
+                recall_weight=0.1, n=40, documents=4, learning_rate=2e-3, model=SMALL,
             ),
             cost="about a minute and a half on a core; far too short for text to be learned",
         ),
         "smoke": Size(
             seeds=1,
             settings=Settings(
-                window=32, length=256, rows=2, steps=4, more_steps=3, text_rows=2, recall_rows=2, n=2, documents=2,
-                learning_rate=2e-3,
+                window=32, length=256, rows=2, steps=4, more_steps=3, text_rows=2, recall_rows=2,
+                recall_weight=0.1, n=2, documents=2, learning_rate=2e-3,
                 model={"pattern": "GS", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16},
             ),
             cost="seconds",

@@ -51,10 +51,10 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                ids=50_257, keys=64, length=512, steps=2500, rows=16, n=1000, learning_rate=1e-3,
+                ids=50_257, keys=64, length=512, steps=600, rows=16, n=1000, learning_rate=1e-3,
                 model={**GS, "d_model": 256, "window_size": 64},
             ),
-            cost="a GPU: T 512, 20M tokens a model, vocabulary 50,257, four models a seed",
+            cost="a GPU: T 512, 5M tokens a model, vocabulary 50,257, four models a seed",
         ),
         "quick": Size(
             seeds=1,

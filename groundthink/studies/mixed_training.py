@@ -32,8 +32,8 @@ from groundthink.training.sources import Recipe
 class Settings:
     """Sizes: `steps` of `rows` x `length` tokens, a tenth of them facts only; `filler` between facts and question.
 
-    Before them at most `facts_steps` of facts alone, where there are facts. `n` questions, `transplants` of them with a donor's memory; `windows` of held-out text. `plain` stands for the GG
-    model and `model` for the hybrid.
+    Before them at most `facts_steps` of facts alone, where there are facts. `n` questions, `transplants` of them with a
+    donor's memory; `windows` of held-out text. `plain` stands for the GG model and `model` for the hybrid.
     """
 
     length: int
@@ -106,6 +106,7 @@ ARMS: dict[str, Measure] = {
     "GG, both": _arm("both", plain=True),
     "static scale, both": _arm("both", local_scale=0.3),
     "drop, both": _arm("both", **DROP),
+    "reads, both": _arm("both"),
     "drop, text": _arm("text", **DROP),
     "drop, facts": _arm("facts", **DROP),
     "no-read twin, both": _arm("both", twin=True, **DROP),
@@ -129,7 +130,8 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, filler=250, facts_steps=1000, steps=800, rows=16, n=400, transplants=200, windows=64, learning_rate=6e-4,
+                length=512, filler=250, facts_steps=150, steps=800, rows=16, n=400, transplants=200,
+                windows=64, learning_rate=6e-4,
                 plain={"pattern": "GG", "d_model": 256, "window_size": 64},
                 model={"pattern": "GGGGGS", "d_model": 256, "window_size": 64},
             ),
@@ -138,7 +140,8 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                length=384, filler=120, facts_steps=20, steps=80, rows=4, n=24, transplants=8, windows=4, learning_rate=2e-3,
+                length=384, filler=120, facts_steps=20, steps=80, rows=4, n=24, transplants=8, windows=4,
+                learning_rate=2e-3,
                 plain={"pattern": "GG", **SMALL}, model={"pattern": "GGS", **SMALL},
             ),
             cost="about a minute and a half on a core; far too short to learn",
@@ -146,7 +149,8 @@ STUDY = Study(
         "smoke": Size(
             seeds=1,
             settings=Settings(
-                length=384, filler=64, facts_steps=2, steps=3, rows=2, n=2, transplants=1, windows=2, learning_rate=2e-3,
+                length=384, filler=64, facts_steps=2, steps=3, rows=2, n=2, transplants=1, windows=2,
+                learning_rate=2e-3,
                 plain={"pattern": "GG", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16},
                 model={"pattern": "GS", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16,
                        "window_size": 4},

@@ -9,6 +9,7 @@ from typing import Any
 from groundthink.probes import cut_own_reads, cut_reads
 from groundthink.records import ProbeResult
 from groundthink.studies.parts import asked, config_of, item, task_of, twin_of
+from groundthink.studies.single_needle import EMBEDDINGS
 from groundthink.studies.study import SMOKE_SIZES, Line, Size, Study, Wanted, Work
 from groundthink.tasks import Vocabulary
 from groundthink.training import TrainConfig
@@ -42,7 +43,10 @@ def training(work: Work) -> TrainConfig:
         normalise="token",  # as in single-needle
     )  # fmt: skip
     vocabulary = Vocabulary(text=s.ids, n_keys=s.keys, n_values=1, n_filler=1)
-    return config_of(work, model=s.model, vocabulary=vocabulary, phases=[phase], learning_rate=s.learning_rate)
+    return config_of(
+        work, model=s.model, vocabulary=vocabulary, phases=[phase], learning_rate=s.learning_rate,
+        embedding_scale=EMBEDDINGS,
+    )  # fmt: skip
 
 
 def hybrid(work: Work) -> Iterator[ProbeResult]:
@@ -74,10 +78,10 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                ids=50_257, keys=64, length=512, steps=2500, rows=16, n=1000, learning_rate=1e-3,
+                ids=50_257, keys=64, length=512, steps=600, rows=16, n=1000, learning_rate=1e-3,
                 model={"pattern": "GGS", "d_model": 256, "window_size": 64},
             ),
-            cost="a GPU: T 512, 20M tokens a model, vocabulary 50,257, two models a seed",
+            cost="a GPU: T 512, 5M tokens a model, vocabulary 50,257, two models a seed",
         ),
         "quick": Size(
             seeds=1,

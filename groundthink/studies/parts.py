@@ -34,6 +34,7 @@ def config_of(
     vocabulary: Vocabulary,
     phases: Sequence[Phase],
     learning_rate: float,
+    embedding_scale: float = 1.0,
     evaluate_every: int = 0,
     evaluation_n: int = 200,
 ) -> TrainConfig:
@@ -43,7 +44,7 @@ def config_of(
         data=work.data,
         vocabulary=dataclasses.asdict(vocabulary),
         phases=tuple(phases),
-        optimizer=OptimizerConfig(learning_rate=learning_rate),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, embedding_scale=embedding_scale),
         evaluate_every=evaluate_every,
         evaluation_n=evaluation_n,
     )
@@ -84,11 +85,11 @@ def asked(model: Model, task: Task, name: str, *, n: int, seed: int, cut: Cut | 
 
 
 def predict_with(model: Model) -> Callable[[Tensor], Tensor]:
-    """tokens [B,T] -> logits [B,T,vocabulary] on the CPU, in evaluation mode."""
+    """tokens [B,T] -> logits [B,T,vocabulary], in evaluation mode, on the model's device: they can be gigabytes."""
 
     def predict(tokens: Tensor) -> Tensor:
         with mode(model, training=False), torch.no_grad():
-            return model.prefill(tokens.to(device_of(model)))[0].cpu()
+            return model.prefill(tokens.to(device_of(model)))[0]
 
     return predict
 

@@ -40,10 +40,10 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                ids=50_257, length=256, steps=1500, rows=32, n=1000, learning_rate=1e-3,
+                ids=50_257, length=256, steps=600, rows=32, n=1000, learning_rate=1e-3,
                 model={**GS, "d_model": 256, "window_size": 64},
             ),
-            cost="a GPU: T 256, 12M tokens a model, vocabulary 50,257, four models a seed",
+            cost="a GPU: T 256, 5M tokens a model, vocabulary 50,257, four models a seed",
         ),
         "quick": Size(
             seeds=1,

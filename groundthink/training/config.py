@@ -207,11 +207,14 @@ class OptimizerConfig:
     """AdamW.
 
     Attributes:
+        embedding_scale: times `learning_rate`, for embeddings. AdamW makes each id's seldom and small gradients into
+            full steps, so ids that are hardly ever answers drift; 0 leaves embeddings as they were drawn.
         weight_decay: of matrices and embeddings; norms, biases, gates and convolutions are spared.
         clip_norm: bound on the L2 norm of the whole gradient.
     """
 
     learning_rate: float = 1e-3
+    embedding_scale: float = 1.0
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -224,8 +227,11 @@ class OptimizerConfig:
             for name in ("learning_rate", "eps", "clip_norm")
             if getattr(self, name) <= 0
         ]
-        if self.weight_decay < 0:
-            problems.append(f"{path}.weight_decay is {self.weight_decay}, it must be at least 0")
+        problems += [
+            f"{path}.{name} is {getattr(self, name)}, it must be at least 0"
+            for name in ("weight_decay", "embedding_scale")
+            if getattr(self, name) < 0
+        ]
         if not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"{path}.betas is {list(self.betas)}, both must be in [0, 1)")
         return problems

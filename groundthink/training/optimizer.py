@@ -49,18 +49,22 @@ def role_of_each(model: nn.Module) -> dict[str, str]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with one group of decayed and one of spared parameters; each group lists its `names`.
+    """AdamW with groups of decayed and of spared parameters, embeddings apart where their rate differs.
+
+    Each group lists its `names`, and the `scale` of its learning rate.
 
     Raises:
         ConfigError: see `role_of_each`.
     """
     roles, parameters = role_of_each(model), dict(model.named_parameters())
     groups: list[dict[str, Any]] = []
-    for decayed, weight_decay in ((True, config.weight_decay), (False, 0.0)):
-        names = [name for name, role in roles.items() if (role in DECAYED) == decayed]
+    scales = {role: config.embedding_scale if role == "embedding" else 1.0 for role in (*DECAYED, *SPARED)}
+    for decayed, scale in dict.fromkeys((role in DECAYED, scales[role]) for role in (*DECAYED, *SPARED)):
+        names = [name for name, role in roles.items() if (role in DECAYED, scales[role]) == (decayed, scale)]
         if names:
             members = [parameters[name] for name in names]
-            groups.append({"params": members, "names": names, "weight_decay": weight_decay})
+            weight_decay = config.weight_decay if decayed else 0.0
+            groups.append({"params": members, "names": names, "weight_decay": weight_decay, "scale": scale})
     grouped = sum(p.numel() for group in groups for p in group["params"])
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert grouped == total, f"optimizer groups hold {grouped} of {total} parameters"

@@ -94,7 +94,10 @@ class Run:
 
     def announce(self, event: str) -> None:
         """Write down what is trained, where and with what."""
-        groups = {f"weight_decay_{g['weight_decay']}": len(g["names"]) for g in self.optimizer.param_groups}
+        groups: dict[str, int] = {}
+        for group in self.optimizer.param_groups:
+            name = f"weight_decay_{group['weight_decay']}"
+            groups[name] = groups.get(name, 0) + len(group["names"])
         self.log.write(
             event,
             step=self.progress.step,

@@ -147,7 +147,7 @@ class Stepper:
         if fault is None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["scale"]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(part.batch.tokens.numel() for part in parts)

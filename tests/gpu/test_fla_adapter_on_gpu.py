@@ -13,7 +13,8 @@ from groundthink.model.adapters import Adapter, adapt, fla
 from groundthink.probes import Noise, Transplant, Zero, causality, parity
 from groundthink.probes.intervention import EVERYTHING, carriers
 
-pytestmark = pytest.mark.gpu
+# fla and what it imports of torch warn of their own affairs.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 VOCAB, ROWS = 256, 3
 
 

@@ -60,6 +60,25 @@ def test_groups_follow_the_roles_and_tied_parameters_count_once() -> None:
     assert names == {0.3: {"embed.weight", "mix.weight"}, 0.0: {"mix.bias", "norm.weight", "norm.bias"}}
 
 
+def test_embeddings_may_have_a_rate_of_their_own() -> None:
+    """Of one step with equal gradients an embedding takes the said share; at 0 it stays what it was drawn."""
+    moved = {}
+    for scale in (1.0, 0.25, 0.0):
+        torch.manual_seed(0)
+        model = TinyModel()
+        optimizer = build_optimizer(model, OptimizerConfig(embedding_scale=scale, weight_decay=0.0))
+        assert sum(len(group["names"]) for group in optimizer.param_groups) == len(role_of_each(model))
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * group["scale"]
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        moved[scale] = {n: float((p.detach() - before[n]).abs().mean()) for n, p in model.named_parameters()}
+        assert moved[scale]["mix.weight"] == pytest.approx(0.1, rel=1e-4)
+        assert moved[scale]["embed.weight"] == pytest.approx(0.1 * scale, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("roles", "told"),
     [
