@@ -227,6 +227,7 @@ def columns_kernel(
     if READ and EXACT:
         own = tl.load(d_beta + at, mask=inside, other=0.0)
         d_strength += own * tl.load(gate + 320 + i)
+        tl.debug_barrier()  # every warp has read its copy before one of them overwrites it
     tl.store(d_beta + at, d_strength / beta, mask=inside)
 
     erase_in = tl.load(gate + 64 + i)

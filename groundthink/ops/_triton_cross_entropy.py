@@ -40,6 +40,8 @@ def cross_entropy_kernel(
                 c = first + tl.arange(0, BLOCK)
                 tl.store(logits + c, tl.zeros([BLOCK], tl.float32).to(kind), mask=c < stride)
     else:
+        # a label outside the vocabulary must not read other memory; its loss is NaN
+        own = tl.load(logits + label, mask=(label >= 0) & (label < size), other=float("nan")).to(tl.float32)
         top = tl.max(tl.full([2], -float("inf"), tl.float32), 0)
         mass = tl.sum(tl.zeros([2], tl.float32), 0)
         for first in range(0, size, BLOCK):
@@ -50,10 +52,10 @@ def cross_entropy_kernel(
             mass = mass * tl.exp(top - new) + tl.sum(tl.exp(x - new), 0)
             top = new
         total = top + tl.log(mass)
-        # a label outside the vocabulary must not read other memory; its loss is NaN
-        own = tl.load(logits + label, mask=(label >= 0) & (label < size), other=float("nan")).to(tl.float32)
         tl.store(losses + row, total - own)
         if SLOPE:
+            # Every warp reads `own` for itself, and one of them now overwrites it: on a busy GPU the others come late.
+            tl.debug_barrier()
             for first in range(0, size, BLOCK):
                 c = first + tl.arange(0, BLOCK)
                 x = tl.load(logits + c, mask=c < stride, other=0.0).to(tl.float32)

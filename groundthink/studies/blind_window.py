@@ -24,6 +24,7 @@ from groundthink.training.sources import Recipe, build_model
 TASK = "text_strings"
 REACHES = (1, 2, 4, 16)  # lengths, in windows
 BLIND, ON, CURED = "text alone", "more text", "cured"
+LOSSES = {"beta_sparsity": 0.1}  # in every stage: text that is written drives out what was written before it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,16 +79,17 @@ def _cure(work: Work, *, recall: bool) -> Phase:
         mix.append(MixItem(name="many", weight=s.recall_rows / 4, options=many, **beside))
     return Phase(
         steps=s.more_steps, rows=s.text_rows + (s.recall_rows if recall else 0), length=s.length, mix=tuple(mix),
-        warmup_steps=s.more_steps // 20, learning_rate_scale=0.5, normalise="source",
+        warmup_steps=s.more_steps // 20, learning_rate_scale=0.5, normalise="source", losses=LOSSES,
     )  # fmt: skip
 
 
 def stages(work: Work) -> Iterator[ProbeResult]:
     """All three stages, and what each recalls."""
     s = work.settings
-    first = training(
-        work, phase=Phase(steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),))
+    text = Phase(
+        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),), losses=LOSSES
     )
+    first = training(work, phase=text)
     blind = work.train(first, "text")
     yield from _recalled(work, first, blind, BLIND)
     for place, name, recall in (("more", ON, False), ("cure", CURED, True)):
@@ -127,11 +129,11 @@ STUDY = Study(
         "full": Size(
             seeds=5,
             settings=Settings(
-                window=64, length=1024, rows=32, steps=4000, more_steps=800, text_rows=24, recall_rows=8,
+                window=64, length=1024, rows=32, steps=2400, more_steps=500, text_rows=24, recall_rows=8,
                 recall_weight=0.1, n=400, documents=64, learning_rate=1e-3,
-                model={"pattern": "GGGS", "d_model": 256, "conv_width": 8, "decay_bias": 9.0},
+                model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "decay_bias": 9.0},
             ),
-            cost="a GPU: 150M tokens of text and 6.6M of recall for each of five seeds; give more text by --corpus",
+            cost="a GPU: 91M tokens of text and 4.1M of recall for each of five seeds; give more text by --corpus",
         ),
         "quick": Size(
             seeds=1,

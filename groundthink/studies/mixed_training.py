@@ -103,13 +103,13 @@ def _arm(mix: str, *, twin: bool = False, plain: bool = False, **changes: Any) -
 
 DROP: dict[str, Any] = {"local_drop_prob": 0.7}
 ARMS: dict[str, Measure] = {
-    "GG, both": _arm("both", plain=True),
-    "static scale, both": _arm("both", local_scale=0.3),
-    "drop, both": _arm("both", **DROP),
     "reads, both": _arm("both"),
-    "drop, text": _arm("text", **DROP),
+    "no-read twin, both": _arm("both", twin=True),
+    "drop, both": _arm("both", **DROP),
+    "static scale, both": _arm("both", local_scale=0.3),
+    "GG, both": _arm("both", plain=True),
     "drop, facts": _arm("facts", **DROP),
-    "no-read twin, both": _arm("both", twin=True, **DROP),
+    "drop, text": _arm("text", **DROP),
 }
 REPORTED = {  # perplexity in training, state zeroed against not, in points
     "GG, both": ("24.1 (text)", "35 % (needle)"),
@@ -118,7 +118,7 @@ REPORTED = {  # perplexity in training, state zeroed against not, in points
     "drop, text": ("2.8 (leaking)", "6 %"),
     "drop, facts": ("–", "100 %"),
 }
-TWIN = "no-read twin, both"
+OURS, TWIN = "reads, both", "no-read twin, both"
 SMALL = {"d_model": 64, "n_heads": 2, "head_dim": 32, "value_dim": 32, "window_size": 16}
 STUDY = Study(
     name="mixed-training",
@@ -165,21 +165,20 @@ STUDY = Study(
                  source=REPORTED.get(arm, ("–", "–"))[0])
             for arm in ARMS
         ),
-        Line(label="drop, both, less the no-read twin: perplexity", arm="drop, both", measure="perplexity",
+        Line(label=f"{OURS}, less the no-read twin: perplexity", arm=OURS, measure="perplexity",
              less=(TWIN, "perplexity"), wanted={"full": Wanted(at_most=0.0, errors=2)}),
         *(
             Line(label=f"{arm}: facts, exact", arm=arm, measure="facts", source=REPORTED.get(arm, ("–", "–"))[1],
-                 wanted={"full": Wanted(at_least=1.0)} if arm == "drop, both" else {})
+                 wanted={"full": Wanted(at_least=1.0)} if arm == OURS else {})
             for arm in ARMS
         ),
         *(
             Line(label=f"{arm}: answers follow a donor's memory", arm=arm, measure="follow",
-                 wanted={"full": Wanted(at_least=0.95)} if arm == "drop, both" else {})
+                 wanted={"full": Wanted(at_least=0.95)} if arm == OURS else {})
             for arm in ARMS
         ),
-        Line(label="drop, both: answers stay in spite of it", arm="drop, both", measure="keep"),
-        Line(label="drop, both: facts, reads of the S layer cut", arm="drop, both", measure="facts, S reads cut"),
-        Line(label="drop, both: facts, own reads of the G layers cut", arm="drop, both",
-             measure="facts, own reads cut"),
+        Line(label=f"{OURS}: answers stay in spite of it", arm=OURS, measure="keep"),
+        Line(label=f"{OURS}: facts, reads of the S layer cut", arm=OURS, measure="facts, S reads cut"),
+        Line(label=f"{OURS}: facts, own reads of the G layers cut", arm=OURS, measure="facts, own reads cut"),
     ),
 )  # fmt: skip

@@ -103,10 +103,10 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=2048, ids=4096, cap=3000, language_steps=4000, rows=12, evaluate_every=50, n=400, documents=64,
+                length=2048, ids=4096, cap=3000, language_steps=800, rows=12, evaluate_every=50, n=400, documents=64,
                 learning_rate=1e-3, model={"pattern": "GGGS", "d_model": 256, "window_size": 64},
             ),
-            cost="a GPU: T 2,048, at most 470M tokens a model",
+            cost="a GPU: T 2,048, at most 390M tokens a model, 27M if every threshold is met at once",
         ),
         "quick": Size(
             seeds=1,

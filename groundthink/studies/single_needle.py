@@ -104,7 +104,7 @@ STUDY = Study(
             seeds=3,
             settings=Settings(
                 ids=50_257, length=256, steps=600, rows=32, n=1000, learning_rate=1e-3,
-                model={"pattern": "GGS", "d_model": 256, "window_size": 64},
+                model={"pattern": "GGS", "d_model": 256, "window_size": 64, "decay_bias": 9.0},
             ),
             cost="a GPU: T 256, 5M tokens a model, vocabulary 50,257, two models a seed",
         ),

@@ -52,6 +52,19 @@ def test_nothing_to_predict_is_zero() -> None:
     assert float(linear_cross_entropy(hidden[:0], weight, labels[:0]).detach()) == 0
 
 
+def test_tokens_without_a_label_have_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight = torch.randn(50, 8, requires_grad=True), torch.randn(11, 8)
+    labels = torch.full((50,), -100)
+    labels[[3, 40]] = torch.tensor([1, 2])
+    rows = []
+    plain = torch.nn.functional.log_softmax
+    monkeypatch.setattr(torch.nn.functional, "log_softmax", lambda x, dim: rows.append(len(x)) or plain(x, dim))  # type: ignore[func-returns-value]
+    total = linear_cross_entropy(hidden, weight, labels)
+    assert rows == [2]
+    (slope,) = torch.autograd.grad(total, hidden)
+    assert slope.abs().sum(-1).nonzero().flatten().tolist() == [3, 40]
+
+
 def test_half_precision_sums_in_float32() -> None:
     hidden, weight, labels = _numbers(20, torch.bfloat16)
     total = linear_cross_entropy(hidden, weight, labels)
