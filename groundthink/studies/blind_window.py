@@ -108,10 +108,10 @@ def _recalled(work: Work, config: TrainConfig, model: HybridForCausalLM, stage: 
     for reach in REACHES:
         length = reach * s.window
         task = task_of(config, TASK, length=length, n_needles=1)
-        result = evaluate(task, predict_with(model), n=s.n, seed=work.seed, batch_size=8)
+        result = evaluate(task, predict_with(model), n=s.n, seed=work.seed, batch_size=32)
         yield share(f"{stage}, {reach} windows", result.exact, chance=task.chance().value_range)
     far = task_of(config, TASK, length=REACHES[-1] * s.window, n_needles=1, depth="first")
-    result = evaluate(far, predict_with(model), n=s.n, seed=work.seed, batch_size=8)
+    result = evaluate(far, predict_with(model), n=s.n, seed=work.seed, batch_size=32)
     yield share(f"{stage}, first of 16 windows", result.exact, chance=far.chance().value_range)
     found = bits_per_byte(model, config, documents=s.documents, length=s.length)
     yield dataclasses.replace(found, name=f"{stage}, bits per byte")
@@ -129,11 +129,11 @@ STUDY = Study(
         "full": Size(
             seeds=5,
             settings=Settings(
-                window=64, length=1024, rows=32, steps=2400, more_steps=500, text_rows=24, recall_rows=8,
+                window=64, length=1024, rows=32, steps=2000, more_steps=450, text_rows=24, recall_rows=8,
                 recall_weight=0.1, n=400, documents=64, learning_rate=1e-3,
                 model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "decay_bias": 9.0},
             ),
-            cost="a GPU: 91M tokens of text and 4.1M of recall for each of five seeds; give more text by --corpus",
+            cost="a GPU: 77M tokens of text and 3.7M of recall for each of five seeds; give more text by --corpus",
         ),
         "quick": Size(
             seeds=1,

@@ -66,7 +66,8 @@ def training(work: Work, mix: str, *, plain: bool = False, **changes: Any) -> Tr
     size: dict[str, Any] = {"rows": s.rows, "length": s.length}
     first = Phase(
         name="facts-first", steps=s.facts_steps, warmup_steps=s.facts_steps // 20, schedule="constant",
-        normalise="token", mix=(dense, facts), advance=(Threshold(metric="facts.exact", at_least=0.99),), **size,
+        normalise="token", mix=(dense, facts), **size,
+        advance=tuple(Threshold(metric=f"{name}.exact", at_least=0.995) for name in ("dense", "facts")),
     )  # fmt: skip
     then = Phase(name=mix, steps=s.steps, warmup_steps=s.steps // 20, mix=items, **size)
     text = Recipe(TrainConfig(data=work.data)).tokenizer.vocab_size
@@ -130,10 +131,11 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, filler=250, facts_steps=150, steps=800, rows=16, n=400, transplants=200,
+                length=512, filler=250, facts_steps=800, steps=800, rows=16, n=400, transplants=200,
                 windows=64, learning_rate=6e-4,
-                plain={"pattern": "GG", "d_model": 256, "window_size": 64},
-                model={"pattern": "GGGGGS", "d_model": 256, "window_size": 64},
+                # Names stand four tokens before what they are to be bound to: keys see eight.
+                plain={"pattern": "GG", "d_model": 256, "window_size": 64, "key_conv_width": 8},
+                model={"pattern": "GGGGGS", "d_model": 256, "window_size": 64, "key_conv_width": 8},
             ),
             cost="a GPU: 49M tokens a model, six models a seed; give the source's text by --corpus and --tokenizer",
         ),

@@ -85,7 +85,7 @@ def _measured(work: Work, config: TrainConfig) -> Iterator[ProbeResult]:
     for length, where in ((s.length, "T"), (s.growth * s.length, "longest")):
         for form, options in (("marked", {"marked": True}), ("bare", {}), ("absent", {"absent": 1.0})):
             task = task_of(config, TASK, length=length, n_needles=NEEDLES, **options)
-            result = evaluate(task, predict_with(model), n=s.n, seed=work.seed, batch_size=4)
+            result = evaluate(task, predict_with(model), n=s.n, seed=work.seed, batch_size=16)
             yield share(f"{form}, {where}", result.exact, chance=task.chance().in_context if form != "absent" else None)
     yield bits_per_byte(model, config, documents=s.documents, length=s.length)
 
@@ -111,12 +111,12 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, growth=16, text_steps=800, bootcamp_steps=1200, language_steps=1400, rows=48, n=400,
+                length=512, growth=16, text_steps=700, bootcamp_steps=900, language_steps=1200, rows=48, n=400,
                 documents=64, learning_rate=1e-3,
                 # Eight tokens of convolution see a whole name and what stands between it and its value.
                 model={"pattern": "GGGS", "d_model": 384, "window_size": 64, "conv_width": 8, "decay_bias": 9.0},
             ),
-            cost="a GPU: up to 84M tokens a model, give more text by --corpus, two models a seed; tested at 8,192",
+            cost="a GPU: up to 69M tokens a model, give more text by --corpus, two models a seed; tested at 8,192",
         ),
         "quick": Size(
             seeds=1,
