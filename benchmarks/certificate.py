@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,9 +39,14 @@ def learn(size: str, changes: list[str], seed: int, steps: int, device: str, fol
     """The demo's bootcamp alone: recall through the S layers, no language."""
     own = [*SIZES[size], f"seed={seed}", f"device={device}", f"phases[0].steps={steps}"]
     recipe = gt.load_recipe("demo", [*own, *changes])
-    total = gt.train(recipe, folder, stop_at=steps)
+    total = gt.train(recipe, folder, stop_at=steps, on_event=_tell)
     print(f"trained for {total.step} steps: {total.metrics}", flush=True)
     return gt.load(folder)
+
+
+def _tell(event: dict[str, Any]) -> None:
+    if event["event"] == "evaluation":
+        print(f"step {event['step']}: {event['metrics']}", flush=True)
 
 
 def main() -> int:
