@@ -12,6 +12,7 @@ import tyro
 from groundthink.cli.common import writing
 from groundthink.errors import ConfigError
 
+WIDE = 120  # columns of a terminal that has room for the table
 MISSED = 15  # a line of the table is not what it has to be
 
 
@@ -86,16 +87,23 @@ def show(record: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from groundthink.report import html
     from groundthink.report.study import COLUMNS, cells
 
-    seeds = record["seeds"]
+    seeds, console = record["seeds"], Console()
     title = f"{record['title']}, {len(seeds)} seed{'s' * (len(seeds) != 1)}: {record['question']}"
     shown = [i for i, name in enumerate(COLUMNS) if name != "by seed"]  # the page has room for it
-    table = Table(*(COLUMNS[i] for i in shown), box=box.SIMPLE, title=title)
-    for line in record["lines"]:
-        words = cells(line)
-        table.add_row(*(Text(words[i]) for i in shown))
-    Console().print(table)
+    lines = [cells(line) for line in record["lines"]]
+    if console.width >= WIDE:
+        table = Table(*(COLUMNS[i] for i in shown), box=box.SIMPLE, title=title)
+        for words in lines:
+            table.add_row(*(Text(words[i]) for i in shown))
+        console.print(table)
+    else:  # eight columns would leave eight letters to the first, which says what is measured
+        print(title)
+        for words in lines:
+            found = [f"{COLUMNS[i]} {words[i]}" for i in shown[1:-1] if words[i] != html.NOTHING]
+            print(f"{words[0]}\n    {words[shown[-1]]}: {', '.join(found)}")
     print(f"Source: {record['origin']}\nHardware: {'; '.join(record['hardware'])}")
 
 

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +133,7 @@ def run_study(plan: Plan, *, on_stage: OnStage, on_event: Callable[[dict[str, An
         "seconds": sum(raw["seconds"] for raw in done.values()),
         "hardware": sorted({raw["hardware"] for raw in done.values()}),
         "commits": sorted({raw["commit"] for raw in done.values()}),
+        "versions": _distinct(raw.get("versions", {}) for raw in done.values()),
         "provenance": provenance(),
     }
     write_whole(plan.folder / "records" / f"{RECORD}.json", to_json(record))
@@ -160,7 +161,7 @@ def do_cell(plan: Plan, cell: Cell, digest: str, on_event: Callable[[dict[str, A
     seconds = time.monotonic() - began
     record = {
         "digest": digest, "arm": cell.arm, "seed": cell.seed, "seconds": seconds, "results": list(results.values()),
-        "hardware": hardware(plan.device), "commit": provenance()["commit"],
+        "hardware": hardware(plan.device), "commit": provenance()["commit"], "versions": provenance()["versions"],
     }  # fmt: skip
     write_whole(_path(plan, cell), to_json(record))
     return seconds
@@ -186,6 +187,11 @@ def read_cell(plan: Plan, cell: Cell, digest: str) -> dict[str, Any] | None:
     if not fits:
         raise ConfigError("was made with other settings", where=str(path), fix="name another folder, or delete it")
     return dict(raw)
+
+
+def _distinct(found: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Each set of versions once, of cells that say theirs."""
+    return [dict(items) for items in sorted({tuple(sorted(versions.items())) for versions in found if versions})]
 
 
 def hardware(device: str) -> str:
