@@ -53,11 +53,12 @@ def training(work: Work, mix: str, *, plain: bool = False, **changes: Any) -> Tr
     """Text, facts or both. Facts lie anywhere in natural text, and every one of them is asked.
 
     Facts come first, many to a row and every answer counted alike, until they are recalled: text is soon known by heart
-    in a corpus of a megabyte or two, and facts learned at its pace come too late.
+    in a corpus of a megabyte or two, and facts learned at its pace come too late. Half of those are of things that only
+    names tell apart, which is what is learned last.
     """
     s = work.settings
     facts = item("facts", n_facts=3, n_queries=3, filler_tokens=s.filler)
-    dense = item("facts", name="dense", n_facts=3, n_queries=3, filler_tokens=s.filler // 10)
+    dense = item("facts", name="dense", n_facts=3, n_queries=3, filler_tokens=s.filler // 10, alike=0.5)
     items = {
         "text": (MixItem(),),
         "facts": (facts,),

@@ -45,6 +45,7 @@ FILLER = (
     " The old clock in the hall had stopped again.",
     " In the afternoon the market closed early.",
 )
+TRIES = 100  # draws of a name for a thing before another thing is taken
 POSITIONS = ("start", "middle", "end", "anywhere")
 Triple = tuple[int, int, int]  # indices of name, object, colour
 
@@ -65,6 +66,7 @@ class Facts(Task):
         n_queries: how many of them are asked, each once.
         position: where the facts lie in the filler: `start`, `middle`, `end` or `anywhere` (each on its own).
         filler_tokens: tokens of filler: exactly so many of text, or as many whole sentences as fit.
+        alike: share of the facts after the first that are about a thing of its kind: only the name tells them apart.
     """
 
     name: ClassVar[str] = "facts"
@@ -74,6 +76,7 @@ class Facts(Task):
     n_queries: int = 1
     position: str = "anywhere"
     filler_tokens: int = 100
+    alike: float = 0.0
 
     def problems(self) -> list[str]:
         """See `Task`."""
@@ -84,6 +87,8 @@ class Facts(Task):
             found.append(f"n_queries {self.n_queries} is not between 1 and n_facts {self.n_facts}")
         if self.position not in POSITIONS:
             found.append(f"position {self.position!r} is not one of {', '.join(POSITIONS)}")
+        if not 0 <= self.alike <= 1:
+            found.append(f"alike {self.alike} is no share between 0 and 1")
         if self.filler_tokens < 0:
             found.append(f"filler_tokens {self.filler_tokens} is negative")
         if self.tokenizer.vocab_size > self.vocabulary.text:
@@ -127,7 +132,7 @@ class Facts(Task):
         """See `Task`."""
         check_split(split)
         ids, tokens = self._ids, [self.vocabulary.bos]
-        facts = draw_facts(generator, self.n_facts, split)
+        facts = draw_facts(generator, self.n_facts, split, self.alike)
         filler = self._filler(generator, split)
         slots = self._slots(generator, len(filler))
         revealed: dict[int, int] = {}
@@ -173,12 +178,15 @@ class Facts(Task):
         return [{"start": 0, "middle": n_pieces // 2, "end": n_pieces}[self.position]] * self.n_facts
 
 
-def draw_facts(generator: np.random.Generator, n: int, split: str) -> list[Triple]:
-    """`n` combinations of one split: no two of one colour, no two of the same name and object."""
+def draw_facts(generator: np.random.Generator, n: int, split: str, alike: float = 0.0) -> list[Triple]:
+    """`n` combinations of one split: no two of one colour, nor of one name and object; `alike` as in `Facts`."""
     found: list[Triple] = []
     for colour in generator.permutation(len(COLOURS))[:n].tolist():
+        tries = TRIES if alike and found and generator.random() < alike else 0
         while True:
             name, thing = generator.integers(0, 8, size=2).tolist()
+            if tries:  # few names are left for a thing and a colour, sometimes none
+                thing, tries = found[0][1], tries - 1
             fresh = all((name, thing) != (other[0], other[1]) for other in found)
             if fresh and split_of((name, thing, colour)) == split:
                 found.append((name, thing, colour))

@@ -8,7 +8,7 @@ import pytest
 from groundthink.data.tokenizer import BPETokenizer, ByteTokenizer
 from groundthink.tasks.check import check_episode
 from groundthink.tasks.facts import COLOURS, FILLER, NAMES, OBJECTS, Facts, draw_facts, split_of
-from groundthink.tasks.task import Vocabulary
+from groundthink.tasks.task import SPLITS, Vocabulary
 from tasks.worlds import VOCABULARY
 
 
@@ -58,6 +58,19 @@ def test_combinations_of_the_test_are_held_out() -> None:
     # No part is held out: every name, object and colour of the test is known from training.
     for part in range(3):
         assert {fact[part] for fact in seen["train"]} == {fact[part] for fact in seen["test"]} == set(range(8))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_facts_that_only_names_tell_apart(split: str) -> None:
+    """All about one kind of thing where that is asked for; nobody has two; the same draws as ever where it is not."""
+    generator = np.random.default_rng(0)
+    drawn = [draw_facts(generator, 4, split, 1.0) for _ in range(60)]
+    alike = [len({thing for _, thing, _ in facts}) == 1 for facts in drawn]
+    assert np.mean(alike) > 0.9  # in test and valid one name is left for a thing and a colour, which may be taken
+    assert all(len({(name, thing) for name, thing, _ in facts}) == 4 for facts in drawn)
+    assert {split_of(triple) for facts in drawn for triple in facts} == {split}
+    plain, again = (draw_facts(np.random.default_rng(1), 5, split, *share) for share in ((), (0.0,)))
+    assert plain == again
 
 
 def test_with_a_trained_tokenizer_pieces_are_the_pieces_of_the_whole() -> None:
