@@ -77,8 +77,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, chun
         )
         return total
     counted = labels != IGNORE
-    # Recall tasks label one token in thirty; on the CPU the others' logits are not computed. A GPU's queue would stall.
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(counted.all()):
+    # Recall tasks label one token in thirty: the others' logits are not computed.
+    if not torch.compiler.is_compiling() and not bool(counted.all()):
         hidden, labels = hidden[counted], labels[counted]
     weight = weight.to(hidden.dtype)
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, chunk or ROWS)  # type: ignore[no-untyped-call]

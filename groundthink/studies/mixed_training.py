@@ -134,9 +134,8 @@ STUDY = Study(
             settings=Settings(
                 length=512, filler=250, facts_steps=800, steps=800, rows=16, n=400, transplants=200,
                 windows=64, learning_rate=6e-4,
-                # Names stand four tokens before what they are to be bound to: keys see eight.
-                plain={"pattern": "GG", "d_model": 256, "window_size": 64, "key_conv_width": 8},
-                model={"pattern": "GGGGGS", "d_model": 256, "window_size": 64, "key_conv_width": 8},
+                plain={"pattern": "GG", "d_model": 256, "window_size": 64},
+                model={"pattern": "GGGGGS", "d_model": 256, "window_size": 64},
             ),
             cost="a GPU: 49M tokens a model, six models a seed; give the source's text by --corpus and --tokenizer",
         ),

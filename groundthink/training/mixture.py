@@ -50,7 +50,7 @@ class Measurement:
 
 
 class Predict(Protocol):
-    """tokens [B,T] -> logits [B,T,vocabulary], float32, without gradients."""
+    """tokens [B,T] -> logits [B,T,vocabulary], without gradients; of any precision and on any device, left there."""
 
     def __call__(self, tokens: Tensor, /) -> Tensor: ...
 

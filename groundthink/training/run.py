@@ -300,7 +300,8 @@ class Run:
     def _predict(self, tokens: Tensor) -> Tensor:
         with autocast(self.device, self.config.precision):
             out = self.model(tokens.to(self.device))
-        return getattr(out, "logits", out).float().to(tokens.device)
+        logits: Tensor = getattr(out, "logits", out)
+        return logits
 
     def _log_step(self, report: StepReport, rate: float) -> None:
         now = time.monotonic()

@@ -20,6 +20,8 @@ from groundthink.training.mixture import Measurement, Predict, Rows, Source, der
 from groundthink.training.strict import read_fields
 
 SCORED_ROWS = 32  # rows of one forward pass when held-out text is scored
+ASKED_ROWS = 64  # of one when episodes are asked, unless their vocabulary is large:
+LOGITS = 2**28  # of one, at most: 1 GiB in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class TaskRows:
 
     def measure(self, predict: Predict, *, n: int, seed: int, length: int) -> dict[str, Measurement]:
         """Right answers over n validation episodes."""
-        exact = evaluate(self.task, predict, n=n, seed=seed, split="valid").exact
+        rows = max(1, min(ASKED_ROWS, LOGITS // (self.task.max_length * self.task.vocabulary.size)))
+        exact = evaluate(self.task, predict, n=n, seed=seed, split="valid", batch_size=rows).exact
         return {"exact": Measurement(exact.rate, exact.low, exact.high, exact.n)}
 
 
