@@ -7,6 +7,8 @@ torch next to each face, which is also the judge of the kernels.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +53,27 @@ def kernels(name: str) -> Any:
             "Triton is not installed", where="fused kernels on CUDA", fix="install triton, or run on the CPU"
         ) from error
     return module
+
+
+def on_their_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the device of its first tensor current: Triton launches on the current device, whatever it is
+    given, and on another one than the tensors' a kernel would not wait for what torch queued there."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        device = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)).device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return function(*args, **kwargs)
+        with torch.cuda.device(device):
+            return function(*args, **kwargs)
+
+    return guarded
+
+
+def custom_operator(name: str, function: Callable[..., Any]) -> Any:
+    """`function` as operator `groundthink::name`, with the annotations of where it was written, not wrapped."""
+    schema = torch.library.infer_schema(inspect.unwrap(function), mutates_args=())
+    return torch.library.custom_op(f"groundthink::{name}", function, mutates_args=(), schema=schema)
 
 
 def output_dtype(x: Tensor) -> torch.dtype:
@@ -112,9 +135,10 @@ def operator(
             input by another way is added inside the backward kernel instead of by a pass of its own.
         told: how many constants `backward` is told; the others are for `gradients` alone.
     """
-    custom = torch.library.custom_op(f"groundthink::{name}", forward, mutates_args=())
+    forward, backward = on_their_device(forward), on_their_device(backward)
+    custom = custom_operator(name, forward)
     custom.register_fake(fake)
-    custom_backward = torch.library.custom_op(f"groundthink::{name}_backward", backward, mutates_args=())
+    custom_backward = custom_operator(f"{name}_backward", backward)
     custom_backward.register_fake(fake_backward)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -25,7 +25,7 @@ def scan_backward_kernel(
     T, N, G, span, skb, skt, skh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, HAS_D_ERRORS: tl.constexpr,
     HAS_D_STATES: tl.constexpr, HAS_D_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr, CUT: tl.constexpr,
-    KEEP: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+    KEEP: tl.constexpr, LONG: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Carry BV columns of the states' gradient back through a segment's chunks, as `scan_kernel` carries the state.
 
@@ -56,6 +56,8 @@ def scan_backward_kernel(
     for step in tl.range(0, last - first, num_stages=STAGES):
         n = last - 1 - step
         t = n * 64 + i
+        if LONG:
+            t = t.to(tl.int64)
         tile = bh * N + n
         place = ((b * N + n) * HV + h) * K * V + ck[None, :] * V + cv[:, None]
         key = tl.load(k_rows + t[:, None] * skt, mask=t[:, None] < T, other=0.0)

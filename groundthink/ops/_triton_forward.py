@@ -123,7 +123,8 @@ def scan_kernel(
     k, v, q, inverse, scores, gates, initial, out, errors, states, final,
     T, N, G, span, skb, skt, skh, svb, svt, svh, sqb, sqt, sqh, H, HQ, HV, scale,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, READ: tl.constexpr, KEEP: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, CUT: tl.constexpr, MAP: tl.constexpr, IP: tl.constexpr, STAGES: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, CUT: tl.constexpr, MAP: tl.constexpr, LONG: tl.constexpr, IP: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Carry BV columns of one head's state through `span` chunks; optionally read, optionally keep errors and states.
 
@@ -157,11 +158,15 @@ def scan_kernel(
     out_columns = b * T * HV * V + h * V + cv[:, None]
     # Triton pipelines the operands of products; the values are none, so they are fetched a chunk ahead by hand.
     start_at = first * 64 + i
+    if LONG:
+        start_at = start_at.to(tl.int64)
     value = tl.zeros([BV, 64], dt)
     if not MAP:
         value = tl.load(v_columns + start_at[None, :] * svt, mask=start_at[None, :] < T, other=0.0)
     for n in tl.range(first, last, num_stages=STAGES):
         t = n * 64 + i
+        if LONG:
+            t = t.to(tl.int64)
         tile = bh * N + n
         key = tl.load(k_rows + t[:, None] * skt, mask=t[:, None] < T, other=0.0)
         inv = tl.load(inverse + tile * 4096 + i[:, None] * 64 + i[None, :])

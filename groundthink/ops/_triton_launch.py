@@ -94,6 +94,11 @@ def prepare(
     return inverse, scores, gamma, gates
 
 
+def _long(length: int, *strides: int) -> bool:
+    """Whether a row's last offset, a chunk beyond its end, needs 64 bits, which cost the scans registers."""
+    return (n_chunks(length) + 1) * CHUNK * max(strides) >= 2**31
+
+
 def segments(programs: int, chunks: int, warps: int, device: torch.device) -> tuple[int, int]:
     """(how many segments a row's chunks are cut into, chunks of one): more than one where programs leave a GPU idle.
 
@@ -177,8 +182,9 @@ def _scan(
         keys, values, asked, inverse, scores, gates, initial_state, out, errors, states, final,
         length, n, count, span, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2],
         heads, scale, K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
-        HAS_INITIAL=initial_state is not None, CUT=count > 1, MAP=as_map, IP=_precision(keys.dtype), STAGES=c.stages,
-        num_warps=c.warps, maxnreg=c.registers,
+        HAS_INITIAL=initial_state is not None, CUT=count > 1, MAP=as_map, 
+        LONG=_long(length, keys.stride(1), values.stride(1), asked.stride(1), heads * value_dim),
+        IP=_precision(keys.dtype), STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
     )  # fmt: skip
     return out, errors, states, final
 
@@ -255,6 +261,8 @@ def write_backward(
     c = config("scan_backward", key_dim, value_dim, keys.dtype)
     count, span = segments(batch * heads * (value_dim // c.block), n, c.warps, keys.device)
 
+    long = _long(length, keys.stride(1), asked.stride(1), heads * value_dim)
+
     def carry(ends: Tensor | None, *, keep: bool, starts: bool) -> Tensor | None:
         """One pass over all segments, from the gradients [B,HV,G,K,V] at their ends to those at their starts."""
         d_starts = gates.new_empty(batch, heads, count, key_dim, value_dim) if starts else None
@@ -262,7 +270,7 @@ def write_backward(
             keys, asked, inverse, scores, gates, d_out, d_errors, d_states, ends, dv, d_ends, d_starts,
             length, n, count, span, *rest, BV=c.block, HAS_D_ERRORS=d_errors is not None,
             HAS_D_STATES=d_states is not None, HAS_D_FINAL=ends is not None, HAS_INITIAL=starts,
-            CUT=count > 1, KEEP=keep, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
+            CUT=count > 1, KEEP=keep, LONG=long, STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers, **shared,
         )  # fmt: skip
         return d_starts
 

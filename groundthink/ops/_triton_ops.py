@@ -15,11 +15,13 @@ from torch.autograd.function import once_differentiable
 from groundthink.errors import BackendError
 from groundthink.ops import _triton_launch as launch
 from groundthink.ops import _triton_step as step
+from groundthink.ops._fused import custom_operator, on_their_device
 from groundthink.ops._shapes import WriteInputs, expand_heads
 
 WriteOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+@on_their_device
 def _write(
     keys: Tensor,
     values: Tensor,
@@ -44,7 +46,7 @@ def _write(
     return out, final, errors, states, inverse, scores, gamma, gates
 
 
-triton_write = torch.library.custom_op("groundthink::triton_write", _write, mutates_args=())
+triton_write = custom_operator("triton_write", _write)
 
 
 @triton_write.register_fake
@@ -75,6 +77,7 @@ def _(
     )
 
 
+@on_their_device
 def _write_gradients(
     d_out: Tensor | None,
     d_final: Tensor | None,
@@ -107,7 +110,7 @@ def _write_gradients(
     return dk, dv, keys.new_empty(0) if dq is None else dq, dg, db, nothing if d_initial is None else d_initial
 
 
-triton_write_backward = torch.library.custom_op("groundthink::triton_write_backward", _write_gradients, mutates_args=())
+triton_write_backward = custom_operator("triton_write_backward", _write_gradients)
 
 
 @triton_write_backward.register_fake
@@ -162,6 +165,7 @@ def _write_backward(ctx, d_out, d_final, d_errors, d_states, *internal, gradient
 torch.library.register_autograd("groundthink::triton_write", _write_backward, setup_context=_write_context)
 
 
+@on_their_device
 def _read(
     queries: Tensor,
     keys: Tensor,
@@ -178,7 +182,7 @@ def _read(
     return launch.read(queries, keys, errors, states, gamma, gates, documents, scale=scale)
 
 
-triton_read = torch.library.custom_op("groundthink::triton_read", _read, mutates_args=())
+triton_read = custom_operator("triton_read", _read)
 
 
 @triton_read.register_fake
@@ -197,6 +201,7 @@ def _(
     return errors.new_empty(errors.shape)
 
 
+@on_their_device
 def _read_gradients(
     d_out: Tensor,
     queries: Tensor,
@@ -212,7 +217,7 @@ def _read_gradients(
     return launch.read_backward(d_out, queries, keys, errors, states, gamma, gates, documents, scale=scale)
 
 
-triton_read_backward = torch.library.custom_op("groundthink::triton_read_backward", _read_gradients, mutates_args=())
+triton_read_backward = custom_operator("triton_read_backward", _read_gradients)
 
 
 @triton_read_backward.register_fake

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from groundthink.ops._fused import on_their_device
+
 
 @triton.jit
 def step_kernel(
@@ -39,6 +41,7 @@ def step_kernel(
         tl.store(out + bh * V + cv, answer.to(out.dtype.element_ty))
 
 
+@on_their_device
 def launch_step(
     keys: Tensor,
     values: Tensor,
@@ -66,6 +69,8 @@ def launch_step(
     asked = keys if queries is None else queries
     out = None if queries is None else values.new_empty(batch, 1, heads, value_dim)
     block = min(value_dim, max(16, 2048 // key_dim))
+    # a smaller tile is held twice, and `new_state` may be `state`: one copy would be read after the other is written
+    assert key_dim * block >= 64, f"a tile of {key_dim} x {block} is less than two warps"
     step_kernel[(batch * heads * (value_dim // block),)](
         keys, values, asked, log_decay.contiguous(), beta.contiguous(), state,
         values if out is None else out, new_state,

@@ -181,3 +181,39 @@ def test_compiled_whole_equals_eager(ops: Any) -> None:
     assert torch.equal(eager, fast)
     for a, b in zip(torch.autograd.grad(eager.sum(), given), torch.autograd.grad(fast.sum(), given), strict=True):
         assert (a - b).norm() <= 0.01 * a.norm()  # bf16 sums of the same parts in another order
+
+
+def test_one_row_of_more_than_2_to_the_31_numbers(ops: Any) -> None:
+    """The scans' offsets inside a row; the same text in two segments stays below them. Some 20 GiB."""
+    length, half = 2**20 + 128, 2**19
+    keys = torch.nn.functional.normalize(torch.randn(1, length, 1, 128, device="cuda"), dim=-1).bfloat16()
+    values = torch.randn(1, length, 16, 128, device="cuda", dtype=torch.bfloat16)
+    log_decay = torch.full((1, length, 16), -0.05, device="cuda")
+    beta = torch.full_like(log_decay, 0.5)
+
+    def run(start: int, stop: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        k, v, g, b = (x[:, start:stop] for x in (keys, values, log_decay, beta))
+        given = {"log_decay": g, "beta": b, "initial_state": state, "documents": None, "raw": False}
+        with torch.no_grad():
+            _, final, out = ops.write_and_read(WriteInputs(k, v, **given), k, scale=1.0, keep=False)
+        return out, final
+
+    out, final = run(0, length, None)
+    first, state = run(0, half, None)
+    second, there = run(half, length, state)
+    # bf16 outputs of the same sums in other segments: a rounding of 2^-9 here and there
+    for here, wanted in ((out[:, :half], first), (out[:, half:], second), (final, there)):
+        assert float((here.float() - wanted.float()).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("index", range(torch.cuda.device_count()))
+def test_any_card_while_the_first_is_current(ops: Any, index: int) -> None:
+    x = {name: value.to(f"cuda:{index}") for name, value in inputs(100, dtype=torch.float32).items()}
+    given = {n: x[n] for n in ("log_decay", "beta", "initial_state")} | {"documents": None, "raw": False}
+    _, final, out = ops.write_and_read(WriteInputs(x["keys"], x["values"], **given), x["queries"], scale=0.1)
+    truth, expected = _reference.write(x["keys"].double(), x["values"].double(), **{
+        n: v.double() if isinstance(v, Tensor) else v for n, v in given.items()
+    })  # fmt: skip
+    wanted = _reference.read(truth, x["queries"].double(), scale=0.1)
+    for found, right in ((out, wanted), (final, expected)):
+        assert float((found.double() - right).norm() / right.norm()) < 1e-5  # as FLOAT32

@@ -294,6 +294,25 @@ def test_time_cut_in_segments_is_the_same_memory(
     assert_close(outcome(ops, x, raw=raw, documents=ids, how=how), truth)
 
 
+@pytest.mark.parametrize("how", ["fused", "alone"])
+def test_offsets_of_64_bits_are_the_same_memory(ops: Any, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """What rows of more than 2^31 numbers take; `tests/gpu` has such a row."""
+    x = inputs(length=130)
+    plain = outcome(ops, x, how=how)
+    asked = []
+    monkeypatch.setattr(ops.launch, "_long", lambda *numbers: asked.append(numbers) or True)
+    for name, found in outcome(ops, x, how=how).items():
+        assert torch.equal(found, plain[name]), name
+    assert asked
+
+
+def test_which_rows_need_offsets_of_64_bits(ops: Any) -> None:
+    """A chunk beyond the end is where the scans look ahead to."""
+    assert not ops.launch._long(2**20 - 64, 2047, 100)
+    assert ops.launch._long(2**20 - 64, 100, 2048)
+    assert ops.launch._long(2**20, 2048)
+
+
 def test_a_wrong_map_of_segments_is_seen(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: segments that begin empty."""
     x = inputs(length=130)
