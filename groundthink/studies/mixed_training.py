@@ -76,7 +76,7 @@ def training(work: Work, mix: str, *, plain: bool = False, **changes: Any) -> Tr
     model = {**(s.plain if plain else s.model), **changes}
     return config_of(
         work, model=model, vocabulary=vocabulary, phases=[then] if mix == "text" else [first, then],
-        learning_rate=s.learning_rate, evaluate_every=max(1, s.facts_steps // 20), evaluation_n=100,
+        learning_rate=s.learning_rate, evaluate_every=max(20, s.facts_steps // 20), evaluation_n=min(100, s.n),
     )  # fmt: skip
 
 

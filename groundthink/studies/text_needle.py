@@ -75,7 +75,7 @@ def training(work: Work) -> TrainConfig:
     vocabulary = Vocabulary(text=text, n_keys=1, n_values=1, n_filler=1)
     return config_of(
         work, model=s.model, vocabulary=vocabulary, phases=[text_first, bootcamp, language],
-        learning_rate=s.learning_rate, evaluate_every=max(1, s.bootcamp_steps // 8), evaluation_n=20,
+        learning_rate=s.learning_rate, evaluate_every=max(20, s.bootcamp_steps // 8), evaluation_n=20,
     )  # fmt: skip
 
 
