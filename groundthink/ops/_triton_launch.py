@@ -182,7 +182,7 @@ def _scan(
         keys, values, asked, inverse, scores, gates, initial_state, out, errors, states, final,
         length, n, count, span, *_strides(keys), *_strides(values), *_strides(asked), keys.shape[2], asked.shape[2],
         heads, scale, K=key_dim, V=value_dim, BV=c.block, READ=queries is not None, KEEP=keep,
-        HAS_INITIAL=initial_state is not None, CUT=count > 1, MAP=as_map, 
+        HAS_INITIAL=initial_state is not None, CUT=count > 1, MAP=as_map,
         LONG=_long(length, keys.stride(1), values.stride(1), asked.stride(1), heads * value_dim),
         IP=_precision(keys.dtype), STAGES=c.stages, num_warps=c.warps, maxnreg=c.registers,
     )  # fmt: skip
