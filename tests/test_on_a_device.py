@@ -34,7 +34,7 @@ from groundthink.probes import (
     row_leak,
 )
 from groundthink.probes import curves as curves_module
-from groundthink.probes.face import on_device
+from groundthink.probes.face import on_device, predict_with
 from groundthink.probes.recall import recall
 from groundthink.probes.verdict import NEAR
 from groundthink.records import Certificate, ProbeResult
@@ -229,7 +229,7 @@ def test_questions_and_the_parts_of_studies(device: torch.device) -> None:
     assert recall(there, questions) == recall(here, questions)
     assert parts.asked(there, task, "asked", n=5, seed=1) == parts.asked(here, task, "asked", n=5, seed=1)
     ids = some_ids(2, 40)
-    assert torch.equal(parts.predict_with(there)(ids).cpu(), parts.predict_with(here)(ids))
+    assert torch.equal(predict_with(there)(ids).cpu(), predict_with(here)(ids))
     for last_seen in (None, 39):
         assert torch.equal(parts.nats(there, ids, last_seen), parts.nats(here, ids, last_seen))
 

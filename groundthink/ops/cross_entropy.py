@@ -11,35 +11,42 @@ from torch import Tensor
 from groundthink.ops import _fused
 
 IGNORE = -100
-ROWS = 4096  # tokens whose logits exist at the same time, where the kernels do not choose
+LOGITS = 2**25  # numbers at the same time, where the kernels do not choose: more are slower on a CPU
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradient of softmax cross-entropy is known as soon as the logits are, so it is formed in the forward
-    pass, chunk by chunk, and scaled in the backward pass."""
+    pass, chunk by chunk, and scaled in the backward pass.
+
+    All chunks use the same two buffers: fresh memory of that size costs more on a CPU than what is done in it.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        d_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight) if wants_weight else None
-        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        head = weight.to(hidden.dtype)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        product = hidden.new_empty(min(chunk, hidden.shape[0]), weight.shape[0])
+        costs = product if exact == hidden.dtype else torch.empty_like(product, dtype=exact)
         for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.T).to(total.dtype)
-            kept = labels[rows] != IGNORE
-            target = labels[rows].clamp_min(0)
-            log_probs = F.log_softmax(logits, -1)
-            total -= (log_probs.gather(-1, target[:, None]).squeeze(-1) * kept).sum()
+            part, wanted = hidden[start : start + chunk], labels[start : start + chunk, None]
+            kept, target = (wanted != IGNORE).to(exact), wanted.clamp_min(0)
+            logits = torch.mm(part, head.T, out=product[: part.shape[0]])
+            log_probs = logits if exact == hidden.dtype else costs[: part.shape[0]].copy_(logits)
+            torch.log_softmax(log_probs, -1, out=log_probs)
+            total -= (log_probs.gather(-1, target) * kept).sum()
             if d_hidden is None and d_weight is None:
                 continue
-            slope = log_probs.exp_()
-            slope.scatter_add_(-1, target[:, None], -torch.ones_like(target[:, None], dtype=slope.dtype))
-            slope = (slope * kept[:, None]).to(hidden.dtype)
+            slope = log_probs.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=exact))
+            slope = slope if exact == hidden.dtype else logits.copy_(slope)
+            kept = kept.to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[rows] = slope @ weight
+                d_hidden[start : start + chunk] = (slope @ head) * kept
             if d_weight is not None:
-                d_weight.addmm_(slope.T, hidden[rows])
+                d_weight += slope.T @ (part * kept)
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
@@ -56,9 +63,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, chun
 
     Args:
         hidden: [M,D].
-        weight: [vocabulary,D]; cast to what hidden is computed in, its gradient comes back in its own dtype.
+        weight: [vocabulary,D]; cast to what hidden is computed in, its gradient is summed in its own dtype.
         labels: [M] int64; tokens labelled -100 do not count.
-        chunk: tokens whose logits exist at the same time; None: 4,096, on CUDA as many as fill 1 GiB in bfloat16.
+        chunk: tokens whose logits exist at the same time; None: as many as have 2^25 logits, on CUDA 2^29.
 
     Returns:
         Scalar, at least float32.
@@ -80,8 +87,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, chun
     # Recall tasks label one token in thirty: the others' logits are not computed.
     if not torch.compiler.is_compiling() and not bool(counted.all()):
         hidden, labels = hidden[counted], labels[counted]
-    weight = weight.to(hidden.dtype)
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, chunk or ROWS)  # type: ignore[no-untyped-call]
+    dtype = hidden.dtype if hidden.dtype == torch.float64 else _fused.output_dtype(hidden)
+    rows = chunk or max(1, LOGITS // weight.shape[0])
+    with torch.autocast(hidden.device.type, enabled=False):  # products into a buffer are not cast by it
+        result: Tensor = _LinearCrossEntropy.apply(hidden.to(dtype), weight, labels, rows)  # type: ignore[no-untyped-call]
     return result
 
 

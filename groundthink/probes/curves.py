@@ -16,7 +16,7 @@ from torch import Tensor
 
 from groundthink.errors import ConfigError
 from groundthink.probes.cuts import hooked, layers_with
-from groundthink.probes.face import Model, derived_seed, device_of, logits_of, mode
+from groundthink.probes.face import Model, derived_seed, device_of, mode, predict_with
 from groundthink.probes.recall import Questions, ask, recall, rows_per_pass
 from groundthink.tasks import Vocabulary
 from groundthink.tasks.kv_recall import KvRecall
@@ -114,16 +114,9 @@ def needle_map(
         ConfigError: the task cannot be asked at such a depth or length.
     """
     rates = {(depth, length): 0.0 for depth in depths for length in lengths}
-    with mode(model, training=False):
-        for depth, length, cell in depth_length_grid(task, depths, lengths):
-            result = evaluate(
-                cell,
-                lambda tokens: logits_of(model, tokens.to(device_of(model))).cpu(),
-                n=n,
-                seed=seed,
-                batch_size=rows_per_pass(model, length),
-            )
-            rates[depth, length] = result.exact.rate
+    for depth, length, cell in depth_length_grid(task, depths, lengths):
+        result = evaluate(cell, predict_with(model), n=n, seed=seed, batch_size=rows_per_pass(model, length))
+        rates[depth, length] = result.exact.rate
     return {
         "depths": list(depths),
         "lengths": list(lengths),

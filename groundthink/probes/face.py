@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -101,6 +101,16 @@ def mode(model: Model, *, training: bool) -> Iterator[None]:
     finally:
         for module, was in before:
             module.training = was
+
+
+def predict_with(model: Model) -> Callable[[Tensor], Tensor]:
+    """tokens [B,T] -> logits [B,T,vocabulary], in evaluation mode, on the model's device: they can be gigabytes."""
+
+    def predict(tokens: Tensor) -> Tensor:
+        with mode(model, training=False), torch.no_grad():
+            return logits_of(model, tokens.to(device_of(model)))
+
+    return predict
 
 
 @contextlib.contextmanager

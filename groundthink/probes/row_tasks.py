@@ -12,7 +12,7 @@ import torch
 
 from groundthink.errors import ConfigError
 from groundthink.probes.bench import Bench, Point
-from groundthink.probes.face import device_of, logits_of, mode
+from groundthink.probes.face import predict_with
 from groundthink.probes.recall import ask, recall, rows_per_pass
 from groundthink.probes.row import Row, not_run
 from groundthink.records import ProbeResult, Proportion
@@ -26,15 +26,13 @@ MOST_PAIRS = 64  # of the capacity sweep
 
 def scored(bench: Bench, task: Task, n: int) -> TaskResult:
     """The model's answers to a task."""
-    device = device_of(bench.model)
-    with mode(bench.model, training=False):
-        return evaluate(
-            task,
-            lambda tokens: logits_of(bench.model, tokens.to(device)).cpu(),
-            n=n,
-            seed=bench.seed_of(task.name),
-            batch_size=rows_per_pass(bench.model, task.max_length),
-        )
+    return evaluate(
+        task,
+        predict_with(bench.model),
+        n=n,
+        seed=bench.seed_of(task.name),
+        batch_size=rows_per_pass(bench.model, task.max_length),
+    )
 
 
 def _distance(bench: Bench, least: int = 2) -> str:

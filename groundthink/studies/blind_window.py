@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from groundthink.model import HybridForCausalLM
+from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
-from groundthink.studies.parts import bits_per_byte, config_of, predict_with, task_of
+from groundthink.studies.parts import bits_per_byte, config_of, task_of
 from groundthink.studies.study import Curve, Line, Size, Study, Wanted, Work, number, share
 from groundthink.tasks import Vocabulary, evaluate
 from groundthink.training import TrainConfig

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from groundthink.probes.face import predict_with
 from groundthink.probes.mechanics import orthonormal_keys, random_keys
 from groundthink.records import ProbeResult, Proportion
-from groundthink.studies.parts import config_of, item, predict_with, task_of
+from groundthink.studies.parts import config_of, item, task_of
 from groundthink.studies.study import Curve, Line, Measure, Size, Study, Wanted, Work, number, share
 from groundthink.studies.writes import read_back, values_of
 from groundthink.tasks import N50, Vocabulary, evaluate, n50, points

@@ -28,8 +28,8 @@ from groundthink.probes import (
     paired_bootstrap,
     recall_curves,
 )
+from groundthink.probes.face import predict_with
 from groundthink.records import Certificate, to_json, write_whole
-from groundthink.studies.parts import predict_with
 from groundthink.tasks import Task
 from groundthink.training import TrainConfig, TrainResult, load_recipe, resume, score_text, train
 from groundthink.training.sources import Recipe

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from groundthink.probes import cut_own_reads, cut_reads
+from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
 from groundthink.studies.facts_follow import asked_task, follow_rates
 from groundthink.studies.parts import (
@@ -16,7 +17,6 @@ from groundthink.studies.parts import (
     item,
     nats,
     perplexity,
-    predict_with,
     task_of,
     twin_of,
 )

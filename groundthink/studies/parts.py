@@ -15,7 +15,7 @@ from torch import Tensor
 from groundthink.data import TextSource
 from groundthink.model import TWINS, HybridForCausalLM
 from groundthink.probes import ask, recall
-from groundthink.probes.face import Model, device_of, mode
+from groundthink.probes.face import Model, device_of, mode, predict_with
 from groundthink.probes.recall import rows_per_pass
 from groundthink.records import ProbeResult
 from groundthink.studies.study import Work, number, share
@@ -82,16 +82,6 @@ def asked(model: Model, task: Task, name: str, *, n: int, seed: int, cut: Cut | 
         found = recall(model, questions)
     chances = {key: value for key, value in questions.chance.items() if value < 1}  # of one value, one is no guess
     return share(name, found.right, chance=max(chances.values()), other_in_context=found.other_in_context)
-
-
-def predict_with(model: Model) -> Callable[[Tensor], Tensor]:
-    """tokens [B,T] -> logits [B,T,vocabulary], in evaluation mode, on the model's device: they can be gigabytes."""
-
-    def predict(tokens: Tensor) -> Tensor:
-        with mode(model, training=False), torch.no_grad():
-            return model.prefill(tokens.to(device_of(model)))[0]
-
-    return predict
 
 
 def bits_per_byte(model: HybridForCausalLM, config: TrainConfig, *, documents: int, length: int) -> ProbeResult:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
-from groundthink.studies.parts import config_of, item, predict_with, task_of, twin_of
+from groundthink.studies.parts import config_of, item, task_of, twin_of
 from groundthink.studies.study import SMOKE_SIZES, Line, Size, Study, Wanted, Work, number
 from groundthink.tasks import Vocabulary, gap_to_entropy
 from groundthink.tasks.successor import Successor

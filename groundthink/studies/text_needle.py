@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
-from groundthink.studies.parts import bits_per_byte, config_of, predict_with, task_of, twin_of
+from groundthink.studies.parts import bits_per_byte, config_of, task_of, twin_of
 from groundthink.studies.study import Line, Size, Study, Wanted, Work, share
 from groundthink.tasks import Vocabulary, evaluate
 from groundthink.training import TrainConfig
