@@ -276,8 +276,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        read_fields(type(self), to_plain(self), "", problems)
+        values = read_fields(type(self), to_plain(self), "", problems)
         _refuse(problems or self.check(), "training config")
+        for name, value in values.items():  # 8 and 8.0 are one weight, so they must have one digest
+            object.__setattr__(self, name, value)
 
     def check(self) -> list[str]:
         """Everything out of range, each with its path."""

@@ -24,7 +24,7 @@ from groundthink.training import (
     recipe_names,
     to_yaml,
 )
-from groundthink.training.strict import load_yaml
+from groundthink.training.strict import load_yaml, to_plain
 
 MANY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 
@@ -231,6 +231,13 @@ def test_garbage_is_refused_in_one_line_or_is_a_config(raw: Any) -> None:
     else:
         lines = [""]
     assert len(lines) == 1
+
+
+def test_a_whole_number_for_a_float_is_the_same_config_after_its_file() -> None:
+    config = TrainConfig(phases=(Phase(mix=(MixItem(weight=8),), learning_rate_scale=1),))
+    again = config_from_dict(yaml.safe_load(yaml.safe_dump(to_plain(config))))
+    assert again.digest == config.digest
+    assert config.phases[0].mix[0].weight == 8
 
 
 def test_a_digest_sees_every_field() -> None:
