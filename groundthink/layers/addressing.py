@@ -19,7 +19,7 @@ class KeyContext(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.width, self.std = config.key_conv_width, (config.key_conv_width * config.d_model) ** -0.5
-        self.mimetic = config.start == "mimetic"
+        self.mimetic = config.start != "plain"
         self.weight = nn.Parameter(torch.empty(config.d_model, config.key_conv_width * config.d_model))
         self.reset_parameters()
 

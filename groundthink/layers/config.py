@@ -43,7 +43,8 @@ class LayerConfig:
             long; decay_bias is used by "sigmoid" alone.
         beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
-            key names the token before its value from the first step on; "plain": random.
+            key names the token before its value from the first step on; "context": the same with large random taps,
+            alike for queries and keys, so that names farther back are found too; "plain": random.
         query: G's own query: its own projection ("own") or the key ("key": it recites what it stored).
         query_norm: whether an own query is L2-normalised, so that a read is no larger than what was written.
         own_read_scale: factor of G's own read; None means head_dim ** -0.5, which matters without `output_norm` alone.
@@ -89,7 +90,7 @@ class LayerConfig:
     beta_bias: float = 0.0
     decay_bias: float = 5.0
     beta_floor: float = 0.0
-    start: Literal["mimetic", "plain"] = "mimetic"
+    start: Literal["mimetic", "context", "plain"] = "mimetic"
     query: Literal["own", "key"] = "own"
     query_norm: bool = True
     own_read_scale: float | None = None

@@ -15,6 +15,10 @@ from groundthink.layers.gates import DeltaGates
 from groundthink.layers.mixer import Context, Mixed, Mixer, State, freeze, row_dropout
 from groundthink.layers.norms import GatedRMSNorm, RMSNorm
 
+# How far the convolution's taps start from the mean of two tokens, see `LayerConfig.start`. A product of two taps that
+# both start near zero, of a key and of a query, has no gradient: "context" starts them large and alike.
+SPREAD = {"mimetic": 0.2, "context": 0.8}
+
 
 class ShortConvolution(nn.Module):
     """Weights of the depthwise causal convolution on q, k and v."""
@@ -23,17 +27,17 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, channels: int, config: LayerConfig) -> None:
         super().__init__()
-        self.mimetic = config.start == "mimetic" and config.conv_width > 1
+        self.start = config.start
         self.weight = nn.Parameter(torch.empty(channels, config.conv_width))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Uniform within 1/sqrt(width), as torch's Conv1d; mimetic: a fifth of that round the mean of two tokens."""
+        """Uniform within 1/sqrt(width), as torch's Conv1d; else a share of that round the mean of two tokens."""
         bound = self.weight.shape[1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
-        if self.mimetic:
-            self.weight.mul_(0.2)
+        if self.start != "plain" and self.weight.shape[1] > 1:
+            self.weight.mul_(SPREAD[self.start])
             self.weight[:, -2:].add_(0.5)
 
 

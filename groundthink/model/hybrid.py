@@ -51,7 +51,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": "embed.weight"} if sizes.tie_embeddings else {}
         self.post_init()
         scale_residual_writers(self.blocks)
-        if sizes.start == "mimetic":
+        if sizes.start != "plain":
             start_queries_as_keys(list(self.blocks))  # type: ignore[arg-type]
 
     # --- the model itself -----------------------------------------------------------------------------------

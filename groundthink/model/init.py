@@ -44,14 +44,20 @@ def scale_residual_writers(blocks: nn.ModuleList) -> None:
 
 @torch.no_grad()
 def start_queries_as_keys(blocks: Iterable[Block]) -> None:
-    """Mimetic start (2410.11135): what asks a memory starts as what wrote it, in the same layer and in later ones."""
+    """Mimetic start (2410.11135): what asks a memory starts as what wrote it, in the same layer and in later ones.
+
+    With `start="context"` a layer's own queries see the tokens before them as its keys do.
+    """
     writers: list[GatedDeltaNet] = []
     for block in blocks:
         mixer = block.mixer
         if isinstance(mixer, GatedDeltaNet):
             writers.append(mixer)
             if mixer.config.query == "own":
-                mixer.qkv.weight[: mixer.sizes[0]] = mixer.key_weight
+                n = mixer.sizes[0]
+                mixer.qkv.weight[:n] = mixer.key_weight
+                if mixer.config.start == "context" and mixer.conv is not None:
+                    mixer.conv.weight[:n] = mixer.conv.weight[n : 2 * n]
         elif isinstance(mixer, MemoryAttention) and mixer.reader.query is not None:
             sources = writers[-mixer.reader.sources :]
             mixer.reader.query.weight.copy_(torch.cat([writer.key_weight for writer in sources]))

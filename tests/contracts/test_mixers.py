@@ -31,6 +31,7 @@ STANDINGS: dict[str, contract.Factory] = {
     "key query": contract.factory_of("GS", query="key", read_query_activation="relu"),
     "mamba": contract.factory_of("GS", decay="mamba", beta_bias=-2.0, tie_embeddings=False, start="plain"),
     "sigmoid": contract.factory_of("GS", decay="sigmoid", decay_bias=2.0, start="mimetic"),
+    "context start": contract.factory_of("GGS", start="context", query_norm=False),
     "grouped values": contract.factory_of("GGS", n_value_heads=4, read_sources="all", conv_width=1),
     "negative": contract.factory_of("GS", allow_negative_eigenvalues=True, read_query_activation="none"),
     "drops": contract.factory_of("GSGS", local_drop_prob=0.5, own_read_drop_prob=0.5, window_size=1),
