@@ -26,7 +26,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         exact = torch.promote_types(hidden.dtype, torch.float32)
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight) if wants_weight else None
+        # summed over chunks, so never in half precision
+        d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, exact)) if wants_weight else None
         head = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         product = hidden.new_empty(min(chunk, hidden.shape[0]), weight.shape[0])
@@ -47,7 +48,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_hidden[start : start + chunk] = (slope @ head) * kept
             if d_weight is not None:
                 d_weight += slope.T @ (part * kept)
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return total
 
     @staticmethod
@@ -63,7 +64,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, chun
 
     Args:
         hidden: [M,D].
-        weight: [vocabulary,D]; cast to what hidden is computed in, its gradient is summed in its own dtype.
+        weight: [vocabulary,D]; cast to what hidden is computed in, its gradient comes back in its own dtype.
         labels: [M] int64; tokens labelled -100 do not count.
         chunk: tokens whose logits exist at the same time; None: as many as have 2^25 logits, on CUDA 2^29.
 

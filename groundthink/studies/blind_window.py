@@ -15,7 +15,7 @@ from typing import Any
 from groundthink.model import HybridForCausalLM
 from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
-from groundthink.studies.parts import bits_per_byte, config_of, task_of
+from groundthink.studies.parts import SELDOM_WRITTEN, bits_per_byte, config_of, task_of
 from groundthink.studies.study import Curve, Line, Size, Study, Wanted, Work, number, share
 from groundthink.tasks import Vocabulary, evaluate
 from groundthink.training import TrainConfig
@@ -25,7 +25,6 @@ from groundthink.training.sources import Recipe, build_model
 TASK = "text_strings"
 REACHES = (1, 2, 4, 16)  # lengths, in windows
 BLIND, ON, CURED = "text alone", "more text", "cured"
-LOSSES = {"beta_sparsity": 0.1}  # in every stage: text that is written drives out what was written before it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def _cure(work: Work, *, recall: bool) -> Phase:
         mix.append(MixItem(name="many", weight=s.recall_rows / 4, options=many, **beside))
     return Phase(
         steps=s.more_steps, rows=s.text_rows + (s.recall_rows if recall else 0), length=s.length, mix=tuple(mix),
-        warmup_steps=s.more_steps // 20, learning_rate_scale=0.5, normalise="source", losses=LOSSES,
+        warmup_steps=s.more_steps // 20, learning_rate_scale=0.5, normalise="source", losses=SELDOM_WRITTEN,
     )  # fmt: skip
 
 
@@ -88,7 +87,7 @@ def stages(work: Work) -> Iterator[ProbeResult]:
     """All three stages, and what each recalls."""
     s = work.settings
     text = Phase(
-        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),), losses=LOSSES
+        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),), losses=SELDOM_WRITTEN
     )
     first = training(work, phase=text)
     blind = work.train(first, "text")

@@ -140,7 +140,7 @@ STUDY = Study(
                 plain={"pattern": "GG", "d_model": 256, "window_size": 64, "start": "context"},
                 model={"pattern": "GGGGGS", "d_model": 256, "window_size": 64, "start": "context"},
             ),
-            cost="a GPU: 49M tokens a model, six models a seed; give the source's text by --corpus and --tokenizer",
+            cost="a GPU: up to 13M tokens a model, seven models a seed; give the source's text (--corpus, --tokenizer)",
         ),
         "quick": Size(
             seeds=1,

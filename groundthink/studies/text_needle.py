@@ -13,7 +13,7 @@ from typing import Any
 
 from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
-from groundthink.studies.parts import bits_per_byte, config_of, task_of, twin_of
+from groundthink.studies.parts import SELDOM_WRITTEN, bits_per_byte, config_of, task_of, twin_of
 from groundthink.studies.study import Line, Size, Study, Wanted, Work, share
 from groundthink.tasks import Vocabulary, evaluate
 from groundthink.training import TrainConfig
@@ -21,8 +21,6 @@ from groundthink.training.config import MixItem, Phase, Threshold
 from groundthink.training.sources import Recipe
 
 TASK, NEEDLES = "text_strings", 8
-# Text that is written into the memory drives out what was written before it: mean beta joins the loss, of the twin too.
-LOSSES = {"beta_sparsity": 0.1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def training(work: Work) -> TrainConfig:
     short = s.length // 4
     dense = {"length": short, "n_needles": short // 30, "n_queries": short // 30}  # a line and its cue are 28 tokens
     most = {"length": s.length, "n_needles": NEEDLES, "n_queries": NEEDLES}
-    size: dict[str, Any] = {"rows": s.rows, "length": s.length, "losses": LOSSES}
+    size: dict[str, Any] = {"rows": s.rows, "length": s.length, "losses": SELDOM_WRITTEN}
     text_first = Phase(
         name="text", steps=s.text_steps, warmup_steps=s.text_steps // 20, schedule="constant", mix=(MixItem(),), **size
     )
