@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import tempfile
 import time
@@ -74,20 +75,32 @@ def main() -> int:
         model = gt.load(given) if flags.model else learn(*wanted, given)
     model = model.to(flags.device)
     start = time.perf_counter()
+    marks: list[tuple[str, float]] = []
+
+    def mark(event: str, told: Any) -> None:
+        if event == "row":
+            marks.append((told["id"] if isinstance(told, dict) else str(told), time.perf_counter()))
+
     certificate = certify(
-        model, vocabulary=vocabulary, n=flags.n, seed=flags.seed, trained_length=LENGTH, multiples=flags.multiples
-    )
+        model, vocabulary=vocabulary, n=flags.n, seed=flags.seed, trained_length=LENGTH, multiples=flags.multiples,
+        on_event=mark,
+    )  # fmt: skip
     if flags.device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     verdicts = Counter(result.verdict for result in certificate.results)
     print(f"{certificate.verdict} in {seconds:.1f} s: {certificate.sentence}")
     print("rows:", dict(verdicts))
+    taken: Counter[str] = Counter()
+    for (name, began), (_, ended) in itertools.pairwise([*marks, ("", start + seconds)]):
+        taken[name] += ended - began  # type: ignore[assignment]
+    print("seconds:", {name: round(value, 1) for name, value in taken.most_common()})
     record = {
         "what": "seconds of a full certificate, training outside",
         "seconds": seconds,
         "verdict": certificate.verdict,
         "rows": dict(verdicts),
+        "seconds_by_row": {name: round(value, 2) for name, value in taken.most_common()},
         "multiples": flags.multiples,
         "n": flags.n,
         "seed": flags.seed,

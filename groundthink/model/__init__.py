@@ -2,6 +2,7 @@
 
 from groundthink.model.config import TWINS, ModelConfig, parameter_count
 from groundthink.model.files import load_model, save_model
+from groundthink.model.grow import grow
 from groundthink.model.hf import GroundThinkConfig, SnapshotCache
 from groundthink.model.hybrid import HybridForCausalLM, count_parameters
 from groundthink.model.presets import PRESETS
@@ -16,6 +17,7 @@ __all__ = [
     "Snapshot",
     "SnapshotCache",
     "count_parameters",
+    "grow",
     "load_model",
     "parameter_count",
     "save_model",

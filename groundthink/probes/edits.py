@@ -30,9 +30,24 @@ def matched_noise(x: Tensor, *, dims: Sequence[int], seed: int) -> Tensor:
     return noise * (size / torch.linalg.vector_norm(noise, dim=tuple(dims), keepdim=True))
 
 
-def low_rank(memory: Tensor, rank: int) -> Tensor:
-    """The nearest [B,H,K,V] of this rank in every row and head: the largest singular values, computed in float64."""
-    u, s, v = torch.linalg.svd(memory.double(), full_matrices=False)
+Spectrum = tuple[Tensor, Tensor, Tensor]
+
+
+def spectrum(memory: Tensor) -> Spectrum:
+    """Singular vectors and values of every [K,V], float64, on the CPU: a GPU takes them one by one, and longer."""
+    u, s, v = torch.linalg.svd(memory.double().cpu(), full_matrices=False)
+    return u, s, v
+
+
+def low_rank(memory: Tensor, rank: int, parts: Spectrum | None = None) -> Tensor:
+    """The nearest [B,H,K,V] of this rank in every row and head: the largest singular values, computed in float64.
+
+    Args:
+        memory: [B,H,K,V].
+        rank: singular values that are kept.
+        parts: its spectrum, for whoever wants several ranks of one memory.
+    """
+    u, s, v = (x.to(memory.device) for x in (spectrum(memory) if parts is None else parts))
     return (u[..., :rank] * s[..., None, :rank] @ v[..., :rank, :]).to(memory.dtype)
 
 

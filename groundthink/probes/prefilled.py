@@ -94,6 +94,13 @@ class Block:
                 self.kept[who] = found
         return found
 
+    def head(self, n: int) -> Block:
+        """The first `n` rows."""
+        first = torch.arange(n)
+        kept = {who: snapshot.select(first) for who, snapshot in self.kept.items()}
+        rows = slice(self.rows.start, self.rows.start + n)
+        return dataclasses.replace(self, rows=rows, prompts=self.prompts[:n], kept=kept)
+
     def after(self, snapshot: Snapshot, rest: Tensor | None = None) -> Tensor:
         """Logits [b,vocabulary] at the end of the prompts (or of another `rest`), gone on from a snapshot."""
         return read(self.model, self.rest if rest is None else rest, self.segment, snapshot)[0]
@@ -168,14 +175,15 @@ class Prefilled:
         return found[:wanted]
 
     def map(self, function: Callable[[Block], T], n: int | None = None) -> list[T]:
-        """What a function makes of each block that holds some of the first `n` questions, in evaluation mode."""
+        """What a function makes of each block of the first `n` questions, in evaluation mode."""
         found = []
         with mode(self.model, training=False), torch.no_grad():
             self._decide()
             for block in self.blocks:
                 if n is not None and block.rows.start >= n:
                     break
-                found.append(function(block))
+                cut = n is not None and block.rows.stop > n
+                found.append(function(block.head(n - block.rows.start) if cut else block))  # type: ignore[operator]
                 if self._tick is not None:
                     self._tick()
         return found

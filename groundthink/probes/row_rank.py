@@ -9,8 +9,9 @@ from torch import Tensor
 
 from groundthink.errors import StateError
 from groundthink.probes.bench import Bench, Point
+from groundthink.probes.edits import low_rank, spectrum
 from groundthink.probes.intervention import MEMORY
-from groundthink.probes.interventions import LowRank, Quantise
+from groundthink.probes.interventions import Quantise
 from groundthink.probes.prefilled import Block, Prefilled
 from groundthink.probes.row import Row, not_run
 from groundthink.records import ProbeResult, Proportion
@@ -21,7 +22,11 @@ KEPT = 0.90  # share of the accuracy that counts as kept
 
 def effective_rank(memory: Tensor) -> Tensor:
     """exp of the entropy of the singular values' shares, for each [...,K,V]; 0 where there is no memory."""
-    values = torch.linalg.svdvals(memory.double())
+    return spread(torch.linalg.svdvals(memory.double().cpu()))
+
+
+def spread(values: Tensor) -> Tensor:
+    """exp of the entropy of the shares of singular values [...,N]; 0 where all are."""
     total = values.sum(-1, keepdim=True)
     share = torch.where(total > 0, values / total, 0.0)
     entropy = -torch.special.xlogy(share, share).sum(-1)
@@ -62,10 +67,21 @@ def _ranks(
     bench: Bench, prefilled: Prefilled, layers: tuple[int, ...], full: int, base: Proportion, n: int
 ) -> ProbeResult:
     ranks = [1 << i for i in range(full.bit_length()) if 1 << i < full]
-    found = {r: _share(prefilled, f"rank {r}", LowRank(rank=r), n) for r in ranks}
+    spectra = prefilled.map(lambda b: {i: spectrum(b.mine.layers[i][MEMORY[0]]) for i in layers}, n)
+    by_block = dict(zip((block.rows.start for block in prefilled.blocks), spectra, strict=False))
+
+    def cut(block: Block, rank: int) -> Tensor:
+        snapshot = block.mine
+        for layer, parts in by_block[block.rows.start].items():
+            snapshot = snapshot.replace(layer, **{MEMORY[0]: low_rank(snapshot.layers[layer][MEMORY[0]], rank, parts)})
+        return block.said(snapshot)
+
+    found = {
+        r: prefilled.share(prefilled.said(f"rank {r}", lambda b, r=r: cut(b, r), n=n), prefilled.questions.answers)  # type: ignore[misc]
+        for r in ranks
+    }
     enough = [r for r, share in found.items() if share.rate >= KEPT * base.rate]
-    parts = prefilled.map(lambda b: [effective_rank(b.mine.layers[i][MEMORY[0]]).mean(0).tolist() for i in layers], 1)
-    effective = {str(layer): heads for layer, heads in zip(layers, parts[0], strict=True)}
+    effective = {str(layer): spread(values).mean(0).tolist() for layer, (_, values, _) in spectra[0].items()}
     least = min(enough, default=full)
     return ProbeResult(
         f"rank@{bench.shortest.name}", float(least), "info",
@@ -76,7 +92,7 @@ def _ranks(
     )  # fmt: skip
 
 
-def _share(prefilled: Prefilled, name: str, change: LowRank | Quantise, n: int) -> Proportion:
+def _share(prefilled: Prefilled, name: str, change: Quantise, n: int) -> Proportion:
     def arm(block: Block) -> Tensor:
         try:
             return block.said(change(block.mine))
