@@ -16,7 +16,6 @@ _HOME = {
     "ModelConfig": "model",
     "Snapshot": "model",
     "TWINS": "model",
-    "grow": "model",
     "load_model": "model",
     "save_model": "model",
     "stream": "model.stream",

@@ -2,7 +2,6 @@
 
 from groundthink.model.config import TWINS, ModelConfig, parameter_count
 from groundthink.model.files import load_model, save_model
-from groundthink.model.grow import grow
 from groundthink.model.hf import GroundThinkConfig, SnapshotCache
 from groundthink.model.hybrid import HybridForCausalLM, count_parameters
 from groundthink.model.presets import PRESETS
@@ -17,7 +16,6 @@ __all__ = [
     "Snapshot",
     "SnapshotCache",
     "count_parameters",
-    "grow",
     "load_model",
     "parameter_count",
     "save_model",

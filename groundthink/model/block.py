@@ -21,11 +21,10 @@ class Block(nn.Module):
         )
         self.ff_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ff = SwiGLU(config.d_model, config.ff_dim)
-        self.hook_residual = nn.Identity()
 
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """[B,T,D] and the layer's state in; the same and the layer's memory out."""
         x, normed = self.mixer_norm.after(x, None)
         mixed = self.mixer(normed, state, context)
         x, normed = self.ff_norm.after(x, mixed.y)
-        return Mixed(self.hook_residual(x + self.ff(normed)), mixed.state, mixed.memory)
+        return Mixed(x + self.ff(normed), mixed.state, mixed.memory)

@@ -97,7 +97,7 @@ class Stepper:
                 counted.append(valid)
                 sums[part.name].append(total.detach().float())
                 terms = [total * scales[part.name]] if scales[part.name] else []
-                for name, value in auxiliary.sums(heard, piece.tokens, piece.documents, piece.labels).items():
+                for name, value in auxiliary.sums(heard, piece.tokens, piece.documents).items():
                     beside[name].append(value.detach() / rows)
                     terms.append(value * (auxiliary.weights[name] / rows))
                 if terms:

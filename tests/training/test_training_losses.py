@@ -43,7 +43,7 @@ def heard(tokens: list[list[int]], documents: list[list[int]] | None = None, **o
     patterns = {pattern for loss in LOSSES.values() for pattern in loss.hears}
     named = {pattern: outputs[pattern.split(".")[-1]] for pattern in patterns if pattern.split(".")[-1] in outputs}
     ids = None if documents is None else torch.tensor(documents)
-    return Heard(torch.tensor(tokens), ids, outputs.get("labels"), outputs.get("model", nn.Module()), named)
+    return Heard(torch.tensor(tokens), ids, outputs.get("model", nn.Module()), named)
 
 
 def half(angle: float) -> list[float]:

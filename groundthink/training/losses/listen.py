@@ -63,10 +63,8 @@ class Auxiliary:
             for handle in handles:
                 handle.remove()
 
-    def sums(
-        self, outputs: Outputs, tokens: Tensor, documents: Tensor | None, labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def sums(self, outputs: Outputs, tokens: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
         """Each loss, summed over the rows that were heard: float32 scalars with a gradient, not weighted."""
-        heard = Heard(tokens, documents, labels, self.model, {name: tuple(kept) for name, kept in outputs.items()})
+        heard = Heard(tokens, documents, self.model, {pattern: tuple(kept) for pattern, kept in outputs.items()})
         with torch.autocast(tokens.device.type, enabled=False):  # cosines and squares want all of float32
             return {name: LOSSES[name].of_rows(heard).sum() for name in self.weights}

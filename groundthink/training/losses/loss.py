@@ -17,14 +17,12 @@ class Heard:
     Attributes:
         tokens: [B,T].
         documents: [B,T] ids, non-decreasing in a row, or None.
-        labels: [B,T] on the index of their own token, -100 where nothing is asked; None if nothing is asked at all.
         model: the model that was heard, for its weights.
         outputs: by pattern, what each module of that name returned, in the order of the calls.
     """
 
     tokens: Tensor
     documents: Tensor | None
-    labels: Tensor | None
     model: nn.Module
     outputs: Mapping[str, tuple[Any, ...]]
 
