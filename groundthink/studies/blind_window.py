@@ -131,7 +131,7 @@ STUDY = Study(
             settings=Settings(
                 window=64, length=1024, rows=32, steps=2000, more_steps=450, text_rows=24, recall_rows=8,
                 recall_weight=0.1, n=400, documents=64, learning_rate=1e-3,
-                model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "decay_bias": 12.0},
+                model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "decay_bias": 9.0},
             ),
             cost="a GPU: 77M tokens of text and 3.7M of recall for each of five seeds; give more text by --corpus",
         ),

@@ -134,7 +134,7 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, filler=250, dense=7, facts_steps=800, steps=800, rows=16, n=400, transplants=200,
+                length=512, filler=250, dense=4, facts_steps=800, steps=800, rows=16, n=400, transplants=200,
                 windows=64, learning_rate=1e-3,
                 # A name stands three tokens before its colour: no key begins with it unless the start says so.
                 plain={"pattern": "GG", "d_model": 256, "window_size": 64, "start": "context"},

@@ -32,7 +32,7 @@ from groundthink.probes import (
     transplant,
     zero,
 )
-from groundthink.probes.edits import answer, derangement
+from groundthink.probes.edits import answer, derangement, low_rank, spectrum
 from groundthink.probes.intervention import EVERYTHING, carriers
 from groundthink.probes.interventions import KINDS
 
@@ -274,3 +274,14 @@ def test_one_key_is_rewritten_and_no_other(seed: int, heads: int) -> None:
     one_head = Erase(heads=(3,))(before, keys={0: 7 * key}).layers[0]["memory"]
     assert torch.equal(one_head[:, :3], memory[:, :3])
     assert torch.equal(one_head[:, 3], after["erase"].layers[0]["memory"][:, 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_spectrum_serves_every_rank(dtype: torch.dtype) -> None:
+    memory = torch.randn(3, 2, 8, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    parts = spectrum(memory)
+    for rank in range(1, 6):
+        found = low_rank(memory, rank, parts)
+        assert found.dtype == dtype
+        assert torch.equal(found, low_rank(memory, rank))
+    torch.testing.assert_close(found, memory, rtol=1e-6, atol=1e-6)  # all of it: float32 rounding at most

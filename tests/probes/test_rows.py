@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from groundthink.errors import ConfigError
 from groundthink.model import HybridForCausalLM, ModelConfig, Snapshot
-from groundthink.probes import DIAGNOSTICS, ROWS, Bench, ask_row, make_bench
-from groundthink.probes.recall import Recalled
+from groundthink.probes import DIAGNOSTICS, ROWS, Bench, LowRank, ask_row, make_bench
+from groundthink.probes.prefilled import Block, Prefilled
+from groundthink.probes.recall import Recalled, ask
 from groundthink.probes.row_beside import harness_row
 from groundthink.probes.row_distance import narrowed
 from groundthink.probes.row_rank import effective_rank
@@ -349,3 +350,54 @@ def test_tasks_beside(vocabulary: Vocabulary) -> None:
     assert rows_of("shift", honest, vocabulary)["shift"].value == 1
     assert rows_of("capacity", honest, vocabulary)["capacity"].details["n50"] is None
     assert rows_of("compositional", honest, vocabulary)["compositional"].chance == 0.25
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("n", [1, 5, 31, 32, 33, 99, None])
+def test_the_first_questions_are_exactly_as_many_as_asked_for(
+    vocabulary: Vocabulary, n: int | None, keep: bool
+) -> None:
+    """Also where they end inside a block, whether its snapshots are kept or made again."""
+    questions = ask(KvRecall(vocabulary, n_pairs=PAIRS, distance="fixed:10"), n=33, seed=1)
+    prefilled = Prefilled(Gated("memory", vocabulary), questions, at=14, giver=lambda kind: questions)
+    assert [len(block.prompts) for block in prefilled.blocks] == [31, 2]
+    answers, wanted = prefilled.base(), 33 if n is None else min(n, 33)
+    for block in prefilled.blocks:
+        block.keep, block.kept = keep, block.kept if keep else {}
+    if not keep:
+        prefilled.blocks[0].kept = {"decided": prefilled.blocks[0].snapshot("given")}
+
+    def whole(block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        rows = len(block.prompts)
+        assert block.rows.stop - block.rows.start == block.mine.batch_size == rows
+        return block.prompts, block.text("given"), block.said(block.mine)
+
+    prompts, given, said = (torch.cat(parts) for parts in zip(*prefilled.map(whole, n), strict=True))
+    assert torch.equal(prompts, questions.prompts[:wanted])
+    assert torch.equal(given, prompts)
+    assert torch.equal(said, answers[:wanted])
+    assert [len(block.prompts) for block in prefilled.blocks] == [31, 2], "cutting changed the blocks"
+
+
+def test_a_block_that_is_not_cut_is_seen(monkeypatch: pytest.MonkeyPatch, vocabulary: Vocabulary) -> None:
+    """Planted fault: the whole block is handed over where the questions end inside it."""
+    monkeypatch.setattr(Block, "head", lambda block, n: block)
+    with pytest.raises(AssertionError):
+        test_the_first_questions_are_exactly_as_many_as_asked_for(vocabulary, 5, keep=True)
+
+
+def test_the_rank_row_answers_as_the_intervention_does(vocabulary: Vocabulary) -> None:
+    bench = bench_of(Gated("memory", vocabulary), vocabulary)
+    rows = list(ask_row(bench, "rank"))
+    prefilled, n = bench.prefilled(bench.shortest), N // 4
+    assert rows[0].n == n
+
+    def never(block: Block) -> Tensor:
+        raise AssertionError("the row has asked this already")
+
+    differ = 0
+    for rank in (1, 2, 4):
+        asked = torch.cat(prefilled.map(lambda b, r=rank: b.said(LowRank(rank=r)(b.mine)), n))  # type: ignore[misc]
+        assert torch.equal(prefilled.said(f"rank {rank}", never, n=n), asked)
+        differ += int((asked != prefilled.base()[:n]).sum())
+    assert differ, "a memory of lower rank changes no answer here, so the check says nothing"
