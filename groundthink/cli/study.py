@@ -30,6 +30,8 @@ class Flags:
     """Where it goes; runs/study-<name>, with the form's name behind, if not given. What is done there is kept."""
     seeds: int | None = None
     """How many seeds, from 0 up; those of the form if not given."""
+    arms: tuple[str, ...] = ()
+    """Only these arms, and what the table says of them; the others can follow in the same folder."""
     jobs: int = 1
     """Trainings at a time, each in a process of its own: several small models share a GPU well."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,7 +64,7 @@ def run(flags: Flags) -> int:
             corpus=flags.corpus or ("python-stdlib",), tokenizer=flags.tokenizer, separator=flags.separator
         )
     plan = plan_of(
-        flags.name, size, folder, seeds=flags.seeds, device=flags.device, jobs=flags.jobs, data=data
+        flags.name, size, folder, seeds=flags.seeds, device=flags.device, jobs=flags.jobs, data=data, arms=flags.arms
     )  # fmt: skip
     began = time.monotonic()
 

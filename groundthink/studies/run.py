@@ -17,7 +17,7 @@ import torch
 from groundthink.errors import ConfigError, GroundThinkError
 from groundthink.records import ProbeResult, provenance, to_json, write_whole
 from groundthink.studies.registry import find
-from groundthink.studies.study import Interrupted, Work, by_name
+from groundthink.studies.study import Interrupted, Study, Work, by_name
 from groundthink.studies.table import table
 from groundthink.training.config import DataConfig
 from groundthink.training.run import choose_device
@@ -38,6 +38,7 @@ class Plan:
         device: where the models are trained.
         jobs: cells at a time, each a process of its own if above 1.
         data: corpus and tokenizer of studies with text.
+        arms: which of the study's; none for all. Cells are the same either way, so the others can be done later.
     """
 
     study: str
@@ -47,6 +48,13 @@ class Plan:
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     jobs: int = 1
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    arms: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> Study:
+        """The study with the arms of this plan."""
+        study = find(self.study)
+        return study.only(self.arms) if self.arms else study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +82,16 @@ def plan_of(
     device: Literal["auto", "cpu", "cuda"] = "cpu",
     jobs: int = 1,
     data: DataConfig | None = None,
+    arms: Sequence[str] = (),
 ) -> Plan:
     """A checked plan.
 
     Args:
         name, size: which study; `seeds` None takes the size's own number.
+        arms: some of the study's, all if none is named.
 
     Raises:
-        ConfigError: no such study, a number below 1, or text for a study that reads none.
+        ConfigError: no such study or arm, a number below 1, or text for a study that reads none.
         BackendError: the device is not there.
     """
     study = find(name)
@@ -91,10 +101,12 @@ def plan_of(
         raise ConfigError(f"study {name} reads no text", where="study", fix="leave corpus and tokenizer out")
     choose_device(device)
     count = study.sizes[size].seeds if seeds is None else seeds
-    return Plan(
+    plan = Plan(
         study=name, size=size, folder=folder, seeds=tuple(range(count)), device=device, jobs=jobs,
-        data=data if data is not None else DataConfig(),
+        data=data if data is not None else DataConfig(), arms=tuple(arms),
     )  # fmt: skip
+    assert plan.chosen.arms
+    return plan
 
 
 def run_study(plan: Plan, *, on_stage: OnStage, on_event: Callable[[dict[str, Any]], None] | None = None) -> Any:
@@ -112,7 +124,7 @@ def run_study(plan: Plan, *, on_stage: OnStage, on_event: Callable[[dict[str, An
         ConfigError: the folder holds something else.
         GroundThinkError: a cell could not be done; the others were.
     """
-    study = find(plan.study)
+    study = plan.chosen
     digest = study.digest(plan.size, plan.data)
     _claim(plan, digest)
     cells = [Cell(arm, seed) for seed in plan.seeds for arm in study.arms]
@@ -129,6 +141,7 @@ def run_study(plan: Plan, *, on_stage: OnStage, on_event: Callable[[dict[str, An
     record |= {
         "title": f"Study {plan.study}, {plan.size}",
         "settings": study.sizes[plan.size].settings,
+        "arms": list(study.arms),
         "data": plan.data if study.text else None,
         "seconds": sum(raw["seconds"] for raw in done.values()),
         "hardware": sorted({raw["hardware"] for raw in done.values()}),

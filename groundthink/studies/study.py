@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,6 +196,28 @@ class Study:
         used = {line.arm for line in self.lines} | {line.less[0] for line in self.lines if line.less}
         if used != set(self.arms):
             raise ValueError(f"study {self.name}: lines are of {sorted(used)}, arms are {sorted(self.arms)}")
+
+    def only(self, arms: Sequence[str]) -> Study:
+        """The study with these arms alone, and the lines and curves that need no other.
+
+        Raises:
+            ConfigError: there is no such arm, or nothing is said of one without the others.
+        """
+        unknown = [arm for arm in arms if arm not in self.arms]
+        if unknown:
+            there = "; ".join(self.arms)
+            raise ConfigError(f"no arm {unknown[0]!r}", where=f"study {self.name}", fix=f"the arms are: {there}")
+        lines = tuple(line for line in self.lines if {line.arm, *(line.less or ())[:1]} <= set(arms))
+        silent = set(arms) - {line.arm for line in lines}
+        if silent:
+            raise ConfigError(
+                f"every line of {min(silent)!r} needs another arm", where=f"study {self.name}", fix="name that arm too"
+            )
+        curves = tuple(
+            c for c in self.curves if {arm for points in c.points.values() for arm, *_ in points} <= set(arms)
+        )
+        kept = {arm: measure for arm, measure in self.arms.items() if arm in arms}
+        return dataclasses.replace(self, arms=kept, lines=lines, curves=curves)
 
     def digest(self, size: str, data: DataConfig) -> str:
         """Of what a cell of this size is made with: 16 hexadecimal digits."""

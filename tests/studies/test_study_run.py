@@ -214,3 +214,27 @@ def test_processes_side_by_side_find_the_same(tmp_path: Path) -> None:
     assert said[0] == "2 of 3 cells are done already"
     alone = run_study(plan_of("key-bank", "smoke", tmp_path / "t", seeds=1), on_stage=lambda text: None)
     assert [line["value"] for line in found["lines"]] == [line["value"] for line in alone["lines"]]
+
+
+def test_some_arms_can_be_done_first(bench: Bench, tmp_path: Path) -> None:
+    """The table says what can be said of them; the others follow in the same folder and nothing is done twice."""
+    record = run_study(plan_of("made-up", "full", tmp_path / "s", arms=["a"]), on_stage=lambda text: None)
+    assert bench.done == [("a", 0), ("a", 1)]
+    assert record["arms"] == ["a"]
+    assert [line["label"] for line in record["lines"]] == ["right"]
+    assert record["curves"] == []  # it needs both
+    whole = run_study(plan_of("made-up", "full", tmp_path / "s"), on_stage=lambda text: None)
+    assert sorted(bench.done) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert [line["label"] for line in whole["lines"]] == ["right", "drawn"]
+
+
+def test_arms_that_there_are_not_and_arms_that_say_nothing_alone_are_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"no arm 'c'.*the arms are: a; b"):
+        plan_of("made-up", "full", tmp_path / "s", arms=["a", "c"])
+    lines = (Line(label="less", arm="a", measure="right", less=("b", "right")),)
+    put(monkeypatch, dataclasses.replace(bench.study(), lines=lines, curves=()))
+    with pytest.raises(ConfigError, match="every line of 'a' needs another arm"):
+        plan_of("made-up", "full", tmp_path / "s", arms=["a"])
+    assert not (tmp_path / "s").exists()
