@@ -17,7 +17,8 @@ from groundthink.probes.parity import compare, in_pieces
 
 # float32 sums in another order, 1e-6 of the largest logit; the released chunked delta rule takes differences of
 # running sums of log decays, which costs it two digits where decays are strong.
-ROUNDING = {"qwen3_next": 1e-3, "qwen3_5": 1e-3, "qwen3_5_pure": 1e-3}
+# Mamba in plain torch: products of the scan in another order, 1.4e-5 seen on one processor and below 1e-5 on another.
+ROUNDING = {"qwen3_next": 1e-3, "qwen3_5": 1e-3, "qwen3_5_pure": 1e-3, "mamba": 3e-5}
 EVERY = list(CONFIGS)
 
 
