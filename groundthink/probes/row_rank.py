@@ -22,7 +22,7 @@ KEPT = 0.90  # share of the accuracy that counts as kept
 
 def effective_rank(memory: Tensor) -> Tensor:
     """exp of the entropy of the singular values' shares, for each [...,K,V]; 0 where there is no memory."""
-    return spread(torch.linalg.svdvals(memory.double().cpu()))
+    return spread(torch.linalg.svdvals(memory.double()))
 
 
 def spread(values: Tensor) -> Tensor:

@@ -53,8 +53,7 @@ class Plan:
     @property
     def chosen(self) -> Study:
         """The study with the arms of this plan."""
-        study = find(self.study)
-        return study.only(self.arms) if self.arms else study
+        return find(self.study).only(self.arms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +93,17 @@ def plan_of(
         ConfigError: no such study or arm, a number below 1, or text for a study that reads none.
         BackendError: the device is not there.
     """
-    study = find(name)
+    study = find(name).only(arms)
     if jobs < 1 or (seeds is not None and seeds < 1):
         raise ConfigError(f"jobs {jobs} and seeds {seeds} must be at least 1", where="study", fix="raise them")
     if data is not None and not study.text:
         raise ConfigError(f"study {name} reads no text", where="study", fix="leave corpus and tokenizer out")
     choose_device(device)
     count = study.sizes[size].seeds if seeds is None else seeds
-    plan = Plan(
+    return Plan(
         study=name, size=size, folder=folder, seeds=tuple(range(count)), device=device, jobs=jobs,
         data=data if data is not None else DataConfig(), arms=tuple(arms),
     )  # fmt: skip
-    assert plan.chosen.arms
-    return plan
 
 
 def run_study(plan: Plan, *, on_stage: OnStage, on_event: Callable[[dict[str, Any]], None] | None = None) -> Any:

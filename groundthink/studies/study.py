@@ -198,11 +198,13 @@ class Study:
             raise ValueError(f"study {self.name}: lines are of {sorted(used)}, arms are {sorted(self.arms)}")
 
     def only(self, arms: Sequence[str]) -> Study:
-        """The study with these arms alone, and the lines and curves that need no other.
+        """The study with these arms alone (none named: all), and the lines and curves that need no other.
 
         Raises:
             ConfigError: there is no such arm, or nothing is said of one without the others.
         """
+        if not arms:
+            return self
         unknown = [arm for arm in arms if arm not in self.arms]
         if unknown:
             there = "; ".join(self.arms)

@@ -57,7 +57,7 @@ def test_gates_far_out(shift: float, mamba: bool) -> None:
     # (the slope of beta is formed from beta itself: where that rounds to 2, its gradient of 2e-13 rounds to 0)
     # At 30 the sum under the exponential is itself rounded to 1e-6 (half a unit of float32 between 16 and 32), and that
     # is the relative error of what comes out: two such roundings. Processors differ in whether they meet both.
-    assert_close(gates, x, 2e-6)
+    assert_close(gates, x, 2e-6 if abs(shift) > 16 else BAR)
 
 
 def test_gates_stay_float32_under_autocast() -> None:
