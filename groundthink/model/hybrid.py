@@ -141,22 +141,30 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return position
 
-    def prefill(self, input_ids: Tensor, *, documents: Tensor | None = None) -> tuple[Tensor, Snapshot]:
-        """Logits [B,T,vocabulary] of a text and the snapshot after it."""
-        return self._continue(None, input_ids, documents)
+    def prefill(
+        self, input_ids: Tensor, *, documents: Tensor | None = None, logits_to_keep: int = 0
+    ) -> tuple[Tensor, Snapshot]:
+        """Logits [B,T,vocabulary] of a text and the snapshot after it.
+
+        Args:
+            input_ids: [B,T] int64.
+            documents: [B,T] ids of packed documents.
+            logits_to_keep: logits of so many last tokens only; 0 means all.
+        """
+        return self._continue(None, input_ids, documents, logits_to_keep)
 
     def resume(
-        self, snapshot: Snapshot, input_ids: Tensor, *, documents: Tensor | None = None
+        self, snapshot: Snapshot, input_ids: Tensor, *, documents: Tensor | None = None, logits_to_keep: int = 0
     ) -> tuple[Tensor, Snapshot]:
-        """Logits of the text that follows a snapshot, and the snapshot after it. The given one stays as it is."""
-        return self._continue(snapshot, input_ids, documents)
+        """As `prefill`, of the text that follows a snapshot. The given one stays as it is."""
+        return self._continue(snapshot, input_ids, documents, logits_to_keep)
 
     def _continue(
-        self, snapshot: Snapshot | None, input_ids: Tensor, documents: Tensor | None
+        self, snapshot: Snapshot | None, input_ids: Tensor, documents: Tensor | None, logits_to_keep: int
     ) -> tuple[Tensor, Snapshot]:
         hidden, after = self.hidden(input_ids, snapshot=snapshot, documents=documents)
         assert after is not None
-        return self.lm_head(hidden), after
+        return self.lm_head(hidden[:, -logits_to_keep:]), after
 
     def loss(
         self,

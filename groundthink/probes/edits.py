@@ -35,16 +35,20 @@ Spectrum = tuple[Tensor, Tensor, Tensor]
 
 
 def spectrum(memory: Tensor) -> Spectrum:
-    """Singular vectors and values of every [K,V], float64, on the CPU, as many at a time as torch has threads.
+    """Singular vectors and values of every [K,V], float64, where the memory is.
 
-    LAPACK takes a batch one by one, on one thread; cuSOLVER too, and longer: a certificate of 125M parameters on an
-    H200 spent most of seven minutes here.
+    LAPACK takes a batch one by one; cuSOLVER too, and longer: a certificate of 125M parameters on an H200 spent most
+    of seven minutes here. So they are made on the CPU, as many at a time as torch has threads.
     """
-    matrices = memory.double().cpu().flatten(0, -3)
-    workers = max(1, min(torch.get_num_threads(), len(matrices)))
-    with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(lambda m: torch.linalg.svd(m, full_matrices=False), matrices.tensor_split(workers)))
-    u, s, v = (torch.cat(each).unflatten(0, memory.shape[:-2]) for each in zip(*parts, strict=True))
+    matrices, threads = memory.double().cpu().flatten(0, -3), torch.get_num_threads()
+    workers = max(1, min(threads, len(matrices)))
+    try:
+        # One thread in each worker: left alone, every worker starts as many as there are workers.
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            parts = list(pool.map(lambda m: torch.linalg.svd(m, full_matrices=False), matrices.tensor_split(workers)))
+    finally:
+        torch.set_num_threads(threads)
+    u, s, v = (torch.cat(each).unflatten(0, memory.shape[:-2]).to(memory.device) for each in zip(*parts, strict=True))
     return u, s, v
 
 
@@ -56,7 +60,7 @@ def low_rank(memory: Tensor, rank: int, parts: Spectrum | None = None) -> Tensor
         rank: singular values that are kept.
         parts: its spectrum, for whoever wants several ranks of one memory.
     """
-    u, s, v = (x.to(memory.device) for x in (spectrum(memory) if parts is None else parts))
+    u, s, v = spectrum(memory) if parts is None else parts
     return (u[..., :rank] * s[..., None, :rank] @ v[..., :rank, :]).to(memory.dtype)
 
 

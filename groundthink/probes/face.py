@@ -67,6 +67,21 @@ def logits_of(model: Model, ids: Tensor, documents: Tensor | None = None) -> Ten
     return model.prefill(ids, documents=documents.to(ids.device))[0]  # type: ignore[call-arg]
 
 
+def keeps_logits(model: Model) -> bool:
+    """Whether `prefill` and `resume` can be told to make the logits of the last tokens only."""
+    return "logits_to_keep" in inspect.signature(model.prefill).parameters
+
+
+def read_on(model: Model, ids: Tensor, snapshot: Snapshot | None = None) -> tuple[Tensor, Snapshot]:
+    """Logits [B,vocabulary] after the last token of ids [B,T] that follow a snapshot, and the snapshot there.
+
+    The head over a large vocabulary is a third of a small model: it is spared the other tokens where that is possible.
+    """
+    last: dict[str, Any] = {"logits_to_keep": 1} if keeps_logits(model) else {}
+    logits, after = model.prefill(ids, **last) if snapshot is None else model.resume(snapshot, ids, **last)
+    return logits[:, -1], after
+
+
 def device_of(model: Model) -> torch.device:
     """Where the model's inputs belong."""
     return torch.device(getattr(model, "device", "cpu"))

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from groundthink.model import Snapshot
-from groundthink.probes.causality import CHUNK
+from groundthink.probes.causality import CHUNK, shortest_text
 from groundthink.probes.face import (
     Model,
     device_of,
     gap,
     logits_of,
     mode,
+    read_on,
     takes_documents,
     takes_padding,
     tolerance_of,
@@ -103,6 +104,12 @@ def splits(length: int, *, window: int, chunk: int = CHUNK) -> list[tuple[int, .
     return [cut for cut in dict.fromkeys(candidates) if cut and cut[0] > 0 and cut[-1] < length and _rising(cut)]
 
 
+def steps(length: int, *, window: int, chunk: int = CHUNK) -> list[int]:
+    """Cuts that leave one token to a piece where a state may go wrong: past all edges at the start, and at the end."""
+    first = min(length, shortest_text(window, chunk))
+    return [*range(1, first), *range(max(first, length - chunk - 2), length)]
+
+
 def gaps(model: Model, ids: Tensor) -> list[Gap]:
     """Every way of reading `ids` [B,T], held against reading it whole."""
     ids = ids.to(device_of(model))
@@ -113,7 +120,8 @@ def gaps(model: Model, ids: Tensor) -> list[Gap]:
             compare(f"cut at {', '.join(map(str, cut[:4]))}", in_pieces(model, ids, cut), whole)
             for cut in splits(length, window=window)
         ]
-        found.append(compare("step by step", in_pieces(model, ids, range(1, length)), whole))
+        found.append(compare("step by step", in_pieces(model, ids, steps(length, window=window)), whole))
+        found.append(compare("the last token alone", read_on(model, ids)[0][:, None], whole[:, -1:]))
         found.append(compare("from a saved snapshot", from_file(model, ids, length // 2), whole))
         for cut in (length // 2, length - 2):
             found.append(compare(f"after another text at {cut}", interrupted(model, ids, cut), whole))

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from groundthink.errors import TaskError
 from groundthink.model import Snapshot
-from groundthink.probes.face import Model, device_of, mode
+from groundthink.probes.face import Model, device_of, mode, read_on
 from groundthink.probes.intervention import MEMORY, carriers
-from groundthink.probes.recall import Questions, rows_per_pass, top
+from groundthink.probes.recall import Questions, tokens_per_pass, top
 from groundthink.records import Proportion
 
 MINE = "mine"
 # Tokens of one row that go through the model at once, and rows at once: a CPU's cache wants little, a GPU much.
 _SEGMENT = 256
 _ROWS = {"cpu": 32}
-_ROWS_ELSEWHERE = 512
+_ROWS_ELSEWHERE = 128
 # Snapshots that are kept for the next arm; beyond that they are made again for each.
 _KEPT_BYTES = {"cpu": 2**31}
 _KEPT_BYTES_ELSEWHERE = 2**34
@@ -35,7 +35,7 @@ Tick = Callable[[], None]
 
 def block_shape(model: Model, length: int) -> tuple[int, int]:
     """Rows that are read together, and tokens of each that go through the model at once."""
-    tokens = rows_per_pass(model, 1)
+    tokens = tokens_per_pass(model, last=True)
     rows = max(1, min(tokens // min(_SEGMENT, length), _ROWS.get(device_of(model).type, _ROWS_ELSEWHERE)))
     return rows, max(1, tokens // rows)
 
@@ -44,10 +44,10 @@ def read(model: Model, ids: Tensor, segment: int, snapshot: Snapshot | None = No
     """Logits [B,vocabulary] after the last token of ids [B,T], and the snapshot there, read in segments."""
     logits = None
     for part in ids.split(segment, 1):
-        logits, snapshot = model.prefill(part) if snapshot is None else model.resume(snapshot, part)
+        logits, snapshot = read_on(model, part, snapshot)
     assert logits is not None
     assert snapshot is not None
-    return logits[:, -1], snapshot
+    return logits, snapshot
 
 
 @dataclasses.dataclass(eq=False)

@@ -19,7 +19,7 @@ from groundthink.errors import StateError
 from groundthink.layers import Mixed
 from groundthink.model import Snapshot
 from groundthink.probes.cuts import S_READ, hooked, layers_with
-from groundthink.probes.face import Model, exactness, gap
+from groundthink.probes.face import Model, exactness, gap, read_on
 from groundthink.probes.intervention import MEMORY, carriers
 from groundthink.probes.interventions import Transplant
 from groundthink.probes.prefilled import Block, Prefilled
@@ -100,8 +100,12 @@ class ReaderTransplanted:
     keep: Proportion
 
 
-def resume_split(model: Model, mine: Snapshot, theirs: Snapshot, rest: Tensor, *, side: str) -> Tensor:
-    """Logits of `rest` where one side reads the donor's memories and the other the recipient's.
+def resume_split(
+    model: Model, mine: Snapshot, theirs: Snapshot, rest: Tensor, *, side: str, last: bool = False
+) -> Tensor:
+    """Logits [B,T,vocabulary] of `rest` where one side reads the donor's memories and the other the recipient's.
+
+    With `last`, those of the last token alone, [B,vocabulary].
 
     Raises:
         StateError: the model carries no memory, or there is no such side.
@@ -112,7 +116,7 @@ def resume_split(model: Model, mine: Snapshot, theirs: Snapshot, rest: Tensor, *
     swapped = Transplant()(mine, theirs)
     own, other = (mine, swapped) if side == "readers" else (swapped, mine)
     with second_memory(model, {layer: other.layers[layer][MEMORY[0]] for layer in layers}):
-        return model.resume(own, rest)[0]
+        return read_on(model, rest, own)[0] if last else model.resume(own, rest)[0]
 
 
 def reader_transplanted(prefilled: Prefilled, kind: str) -> tuple[tuple[ReaderTransplanted, ...], float, float]:
@@ -125,8 +129,7 @@ def reader_transplanted(prefilled: Prefilled, kind: str) -> tuple[tuple[ReaderTr
     for side in SIDES:
 
         def donate(block: Block, side: str = side) -> Tensor:
-            logits = resume_split(block.model, block.mine, block.snapshot(kind), block.rest, side=side)
-            return top(logits[:, -1])
+            return top(resume_split(block.model, block.mine, block.snapshot(kind), block.rest, side=side, last=True))
 
         said = prefilled.said(f"{side}/{kind}", donate)
         follow, keep = prefilled.share(said, theirs), prefilled.share(said, mine)
@@ -134,7 +137,7 @@ def reader_transplanted(prefilled: Prefilled, kind: str) -> tuple[tuple[ReaderTr
 
     def sham(block: Block) -> tuple[float, float]:
         base = block.after(block.mine)
-        twice = resume_split(block.model, block.mine, block.mine, block.rest, side="readers")[:, -1]
+        twice = resume_split(block.model, block.mine, block.mine, block.rest, side="readers", last=True)
         return gap(twice, base), exactness(base)
 
     return (tuple(done), *prefilled.map(sham, 1)[0])

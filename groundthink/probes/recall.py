@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from groundthink.errors import TaskError
-from groundthink.probes.face import Model, device_of, mode
+from groundthink.probes.face import Model, device_of, keeps_logits, mode, read_on
 from groundthink.records import ProbeResult, Proportion
 from groundthink.tasks import Episode, Query, Task
 from groundthink.tasks.kv_recall import KvRecall
@@ -21,7 +21,7 @@ _LOGITS = {"cpu": 2**25}
 _LOGITS_ELSEWHERE = 2**29
 # Tokens of one forward pass: on a CPU more only falls out of the cache, a GPU wants to be filled.
 _TOKENS = {"cpu": 2**13}
-_TOKENS_ELSEWHERE = 2**18
+_TOKENS_ELSEWHERE = 2**16
 _DRAWS = 1000  # episodes drawn for each one wanted before a condition is called impossible
 
 
@@ -124,19 +124,24 @@ def ask_near(task: KvRecall, *, window: int, n: int, seed: int) -> Questions:
     return ask(near, n=n, seed=seed, accept=lambda query: (query.distance or 0) < max(window / 2, 3))
 
 
-def rows_per_pass(model: Model, length: int) -> int:
-    """Rows of one forward pass over texts of this length."""
+def tokens_per_pass(model: Model, *, last: bool = False) -> int:
+    """Tokens of one forward pass; `last`: no logits are wanted but those of the last token of each row."""
     device = device_of(model).type
     tokens, logits = _TOKENS.get(device, _TOKENS_ELSEWHERE), _LOGITS.get(device, _LOGITS_ELSEWHERE)
-    return max(1, min(tokens, logits // model.sizes.vocab_size) // length)
+    return tokens if last and keeps_logits(model) else min(tokens, logits // model.sizes.vocab_size)
+
+
+def rows_per_pass(model: Model, length: int, *, last: bool = False) -> int:
+    """Rows of one forward pass over texts of this length; `last` as in `tokens_per_pass`."""
+    return max(1, tokens_per_pass(model, last=last) // length)
 
 
 def answers_of(model: Model, prompts: Tensor) -> Tensor:
     """The most likely token [n] after each prompt [n,T]; -1 where logits are not finite."""
     said = []
     with mode(model, training=False), torch.no_grad():
-        for rows in prompts.split(rows_per_pass(model, prompts.shape[1])):
-            said.append(top(model.prefill(rows.to(device_of(model)))[0][:, -1]))
+        for rows in prompts.split(rows_per_pass(model, prompts.shape[1], last=True)):
+            said.append(top(read_on(model, rows.to(device_of(model)))[0]))
     return torch.cat(said)
 
 

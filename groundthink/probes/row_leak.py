@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundthink.probes.bench import Bench, Point
-from groundthink.probes.face import Model, device_of, mode
+from groundthink.probes.face import Model, device_of, mode, read_on
 from groundthink.probes.recall import rows_per_pass
 from groundthink.probes.row import Row
 from groundthink.records import ProbeResult
@@ -29,7 +29,7 @@ def run_leak(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
     """On the episodes of the longest length, and on text where there is some."""
     wanted = max(STEPS, TOKENS * bench.n // 400)
     longest = max(bench.points, key=lambda p: p.length)
-    rows = min(bench.n, max(LEAST_ROWS, -(-2 * wanted // longest.length)))
+    rows = min(bench.n, max(LEAST_ROWS, -(-4 * wanted // longest.length)))
     yield _row("leak/episodes", bench, bench.asked(longest).prompts[:rows], wanted)
     text = text_rows(bench.text, longest.length, rows)
     if text is not None:
@@ -63,8 +63,8 @@ def difference(model: Model, ids: Tensor, *, wanted: int, seed: int) -> Tensor:
             nats(model.prefill(rows.to(device))[0][:, :-1], rows[:, 1:])
             for rows in ids.split(rows_per_pass(model, length))
         ])  # fmt: skip
-        together = max(LEAST_ROWS, rows_per_pass(model, 64))  # many rows: a step costs a pass, however many
-        segment = max(1, rows_per_pass(model, together))
+        together = max(LEAST_ROWS, rows_per_pass(model, 64, last=True))  # many rows: a step costs a pass, however many
+        segment = max(1, rows_per_pass(model, together, last=True))
         alone = torch.cat([
             _alone(model, rows.to(device), chosen.tolist(), segment) for rows in ids.split(together)
         ])  # fmt: skip
@@ -83,7 +83,7 @@ def _alone(model: Model, ids: Tensor, cuts: list[int], segment: int) -> Tensor:
     snapshot, at, found = None, 0, []
     for cut in cuts:
         for part in ids[:, at:cut].split(segment, 1) if cut > at else ():
-            snapshot = (model.prefill(part) if snapshot is None else model.resume(snapshot, part))[1]
+            snapshot = read_on(model, part, snapshot)[1]
         for t in range(cut, cut + STEPS):
             token = ids[:, t : t + 1]
             logits, snapshot = model.prefill(token) if snapshot is None else model.resume(snapshot, token)

@@ -61,10 +61,12 @@ def training(work: Work, mix: str, *, plain: bool = False, **changes: Any) -> Tr
     s = work.settings
     facts = item("facts", n_facts=3, n_queries=3, filler_tokens=s.filler)
     dense = item("facts", name="dense", n_facts=s.dense, n_queries=s.dense, filler_tokens=s.filler // 10, alike=0.5)
+    # As they are asked: all facts before all of the filler.
+    far = MixItem(source="facts", name="far", weight=0, pure=0.1, options={**facts.options, "position": "start"})
     items = {
         "text": (MixItem(),),
         "facts": (facts,),
-        "both": (MixItem(weight=3), dataclasses.replace(facts, pure=0.1)),
+        "both": (MixItem(weight=3), facts, far),
     }[mix]
     size: dict[str, Any] = {"rows": s.rows, "length": s.length}
     first = Phase(
@@ -134,7 +136,7 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, filler=250, dense=4, facts_steps=800, steps=800, rows=16, n=400, transplants=200,
+                length=512, filler=250, dense=4, facts_steps=800, steps=1600, rows=16, n=400, transplants=200,
                 windows=64, learning_rate=1e-3,
                 # A name stands three tokens before its colour: no key begins with it unless the start says so.
                 plain={"pattern": "GG", "d_model": 256, "window_size": 64, "start": "context"},

@@ -120,15 +120,19 @@ def test_the_writers_read_does_not_pass_as_a_later_one(
     given = donors(task, questions, kind="deranged", seed=2)
     right = {"mine": questions.answers, "theirs": given.answers}
 
-    def perfect(_model: object, mine: Snapshot, theirs: Snapshot, rest: Tensor, *, side: str) -> Tensor:
+    def perfect(
+        _model: object, mine: Snapshot, theirs: Snapshot, rest: Tensor, *, side: str, last: bool = False
+    ) -> Tensor:
         """A perfect reader behind one of the two memories."""
         donor = side == ("readers" if answers == "later layer" else "writer") and mine is not theirs
         logits = torch.zeros(*rest.shape, vocabulary.size)
         logits[torch.arange(len(rest)), -1, right["theirs" if donor else "mine"]] = 1
-        return logits
+        return logits[:, -1] if last else logits
 
     monkeypatch.setattr(readers, "resume_split", perfect)
-    monkeypatch.setattr(model, "resume", lambda mine, rest: (perfect(model, mine, mine, rest, side="readers"), mine))
+    monkeypatch.setattr(
+        model, "resume", lambda mine, rest, **_: (perfect(model, mine, mine, rest, side="readers"), mine)
+    )
     rows = {row.name: row for row in reader_rows(at_boundary(model, task, questions, horizon=18, seed=2))}
     assert (rows["readers/follow"].value, rows["writer/follow"].value) == (
         (1, 0) if answers == "later layer" else (0, 1)
