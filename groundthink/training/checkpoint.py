@@ -189,6 +189,15 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Ada
             own[name].copy_(value)
 
 
+def weights_digest(model: nn.Module) -> str:
+    """Of a model's tensors, by name: 16 hexadecimal digits."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def _write_model(model: nn.Module, folder: Path) -> None:
     if hasattr(model, "save_pretrained"):
         from groundthink.model import save_model  # type: ignore[attr-defined]  # brings transformers, which a stand-in model does without

@@ -29,7 +29,8 @@ class MixItem:
         source: "text", or the name of a task.
         name: how losses and metrics of this item are called; empty means `source`.
         weight: share of the rows, relative to the other items.
-        loss_weight: weight of this item's loss in the objective; see `Phase.normalise`.
+        loss_weight: weight of this item's loss in the objective; see `Phase.normalise`. At 0 its rows are there for
+            the phase's `losses` alone.
         pure: share of the steps whose rows are all of this item; the other steps mix by `weight`, which may then
             be 0. Which steps is a function of the step's number.
         options: options of the task.
@@ -54,8 +55,8 @@ class MixItem:
             problems.append(f"{path}.name {self.label!r} may hold letters, digits, - and _ only")
         if self.weight < 0 or (self.weight == 0 and not self.pure):
             problems.append(f"{path}.weight is {self.weight}, it must be above 0, or 0 where pure is above 0")
-        if self.loss_weight <= 0:
-            problems.append(f"{path}.loss_weight is {self.loss_weight}, it must be above 0")
+        if self.loss_weight < 0:
+            problems.append(f"{path}.loss_weight is {self.loss_weight}, it must be at least 0")
         if not 0 <= self.pure <= 1:
             problems.append(f"{path}.pure is {self.pure}, it must be in [0, 1]")
         if self.source == TEXT and self.options:
@@ -170,6 +171,9 @@ class Phase:
         for name, value in self.model_options.items():
             if not isinstance(value, (bool, int, float)):
                 problems.append(f"{path}.model_options.{name} is {value!r}, it must be a number, true or false")
+        if self.state_passing and self.losses.get("anchor"):
+            why = "what the model said before has no state to go on from"
+            problems.append(f"{path}.state_passing and {path}.losses.anchor exclude each other: {why}")
         if self.state_passing and TEXT not in [item.source for item in self.mix]:
             problems.append(f"{path}.state_passing carries text on, but the mix has no text")
         return problems
@@ -179,6 +183,10 @@ class Phase:
         problems = []
         if sum(item.pure for item in self.mix) > 1 + 1e-9:
             problems.append(f"{' and '.join(pure)} add up to more than 1")
+        idle = [f"{path}.mix[{i}]" for i, item in enumerate(self.mix) if not item.loss_weight and item.pure]
+        if idle or (self.mix and not any(item.loss_weight for item in self.mix)):
+            what = f"{' and '.join(idle)}: steps of nothing but rows" if idle else f"{path}.mix: rows"
+            problems.append(f"{what} with a loss_weight of 0 have no loss of their own: raise one loss_weight above 0")
         if self.mix and not any(item.weight for item in self.mix):
             problems.append(f"{path}.mix: every weight is 0, so the steps that are not pure have no rows")
         if self.state_passing and pure:

@@ -61,7 +61,8 @@ def train(
         hooks: called as hook(event, model) after every event; they must leave the parameters alone.
         on_event: called with every event, for showing progress.
         sources: builds the source of a mix item; default: text and tasks as the config names them.
-        model: what to train, in place of the model that `config.model` describes.
+        model: what to train, in place of the model that `config.model` describes; the loss `anchor` holds on to
+            what it says now.
         stop_at: stop with a checkpoint after this many steps in all.
 
     Raises:
@@ -96,7 +97,7 @@ def resume(
 ) -> TrainResult:
     """Go on from the newest checkpoint of a run; on the CPU to the bit as if it had never stopped.
 
-    Arguments as for `train`; `model` is an untrained one of the same sizes.
+    Arguments as for `train`; `model` is an untrained one of the same sizes, or the one to hold on to.
 
     Raises:
         CheckpointError: no run, no checkpoint, a damaged one, or one of another config, model or data.

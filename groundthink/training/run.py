@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from groundthink.errors import CheckpointError, ConfigError, GroundThinkError
 from groundthink.records import provenance
-from groundthink.training.checkpoint import FOLDER, Checkpoint, restore, save_checkpoint
+from groundthink.training.checkpoint import FOLDER, Checkpoint, restore, save_checkpoint, weights_digest
 from groundthink.training.config import MixItem, Phase, TrainConfig
 from groundthink.training.events import Event, EventLog
 from groundthink.training.knobs import Knobs
@@ -36,6 +37,7 @@ class Run:
         self, config: TrainConfig, folder: Path, *, sources: SourceFactory | None, model: nn.Module | None
     ) -> None:
         self.config, self.folder = config, folder
+        given = model is not None
         self.device = choose_device(config.device)
         if sources is None or model is None:
             from groundthink.training.sources import Recipe, build_model  # brings transformers
@@ -45,11 +47,14 @@ class Run:
             sources = recipe.source if sources is None else sources
         self.sources = [{item.label: sources(item) for item in phase.mix} for phase in config.phases]
         self.model = model.to(self.device)
+        held = any(phase.losses.get("anchor") for phase in config.phases)
+        self.anchor = copy.deepcopy(self.model).eval().requires_grad_(False) if given and held else None
+        self.anchor_digest = None if self.anchor is None else weights_digest(self.anchor)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.knobs = Knobs(self.model)
         for i, phase in enumerate(config.phases):
             self.knobs.apply(phase.model_options, f"phases[{i}]")
-            self.auxiliary = Auxiliary(self.model, phase.losses, f"phases[{i}].losses")
+            self.auxiliary = self._listen(i, phase)
         loss: Any = self.model.loss
         if config.compile:
             loss = torch.compile(loss)
@@ -64,6 +69,9 @@ class Run:
         self.progress, self.carry = Progress(), Carry()
         self.metrics: dict[str, float] = {}
         self.saved_step: int | None = None
+
+    def _listen(self, index: int, phase: Phase) -> Auxiliary:
+        return Auxiliary(self.model, phase.losses, f"phases[{index}].losses", anchor=self.anchor)
 
     @property
     def finished(self) -> bool:
@@ -128,6 +136,7 @@ class Run:
                 "metrics": self.metrics,
                 "config_digest": self.config.digest,
                 "data": self.fingerprints,
+                **({} if self.anchor_digest is None else {"anchor": self.anchor_digest}),
             },
             model=self.model,
             optimizer=self.optimizer,
@@ -151,6 +160,12 @@ class Run:
                     where=str(checkpoint.path),
                     fix="bring the same files and versions, or train under a new name",
                 )
+        if checkpoint.state.get("anchor") != self.anchor_digest:
+            raise CheckpointError(
+                "the model to hold on to (losses.anchor) is not the one that this training began with",
+                where=str(checkpoint.path),
+                fix="hand that one to resume(..., model=...)",
+            )
         restore(checkpoint, self.model, self.optimizer)
         raw = dict(checkpoint.state["progress"])
         self.progress = Progress(**{**raw, "patience": tuple(raw["patience"])})
@@ -206,7 +221,7 @@ class Run:
     def _enter_phase(self, *, resumed: bool) -> None:
         index = self.progress.phase
         self.knobs.apply(self.phase.model_options, f"phases[{index}]")
-        self.auxiliary = Auxiliary(self.model, self.phase.losses, f"phases[{index}].losses")
+        self.auxiliary = self._listen(index, self.phase)
         self.mixture = Mixture(seed=self.config.seed, index=index, phase=self.phase, sources=self.sources[index])
         if not resumed:
             patience = (0,) * len(self.phase.advance)

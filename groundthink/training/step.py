@@ -92,12 +92,16 @@ class Stepper:
                 key = f"{part.name}.{index}"
                 with auxiliary.listen() as heard:
                     total, valid, snapshot = self._forward(piece, part, carry.get(key))
+                with autocast(self.device, self.precision):
+                    before = auxiliary.ask_anchor(piece.tokens, piece.documents)
                 if part.streams:
                     after[key] = snapshot.detach()
                 counted.append(valid)
                 sums[part.name].append(total.detach().float())
                 terms = [total * scales[part.name]] if scales[part.name] else []
-                for name, value in auxiliary.sums(heard, piece.tokens, piece.documents).items():
+                asked = piece.labels if scales[part.name] else None
+                found = auxiliary.sums(heard, piece.tokens, piece.documents, labels=asked, anchor=before)
+                for name, value in found.items():
                     beside[name].append(value.detach() / rows)
                     terms.append(value * (auxiliary.weights[name] / rows))
                 if terms:
@@ -203,7 +207,7 @@ def loss_scales(parts: Sequence[Part], normalise: str) -> dict[str, float]:
         DataError: no token of the step is labelled.
     """
     counts = {part.name: labelled(part.batch.labels) for part in parts}
-    weights = {part.name: part.loss_weight for part in parts if counts[part.name]}
+    weights = {part.name: part.loss_weight for part in parts if counts[part.name] and part.loss_weight}
     if not weights:
         names = ", ".join(counts)
         raise DataError(f"no token of this step is labelled (rows of {names})", fix="raise length or rows")

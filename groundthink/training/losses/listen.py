@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from groundthink.errors import ConfigError
+from groundthink.training.losses import anchor as anchor_loss
 from groundthink.training.losses.loss import Heard
 from groundthink.training.losses.registry import LOSSES
 
 Outputs = dict[str, list[Any]]
+ANCHOR = anchor_loss.LOSS.name
 
 
 class Auxiliary:
@@ -24,20 +26,34 @@ class Auxiliary:
         model: what to listen to.
         weights: by loss; a weight of 0 turns a loss off.
         where: field of the config that names them.
+        anchor: the model as it was, for the loss of that name.
 
     Attributes:
         weights: of the losses that are on.
 
     Raises:
-        ConfigError: the model has no module that a loss listens to; all of them at once.
+        ConfigError: the model has no module that a loss listens to, all of them at once; or nothing to hold on to.
     """
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, float], where: str = "losses") -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, float],
+        where: str = "losses",
+        *,
+        anchor: nn.Module | None = None,
+    ) -> None:
+        self.model, self.anchor = model, anchor
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         patterns = {pattern: name for name in self.weights for pattern in LOSSES[name].hears}
         self.modules = {pattern: self._named(pattern) for pattern in patterns}
         deaf = [f"{name} listens to {pattern}" for pattern, name in patterns.items() if not self.modules[pattern]]
+        if ANCHOR in self.weights and anchor is None:
+            raise ConfigError(
+                "holds on to what a trained model says, and this training starts from a new one",
+                where=f"{where}.{ANCHOR}",
+                fix="hand the trained model to train(..., model=...), or take the loss out",
+            )
         if deaf:
             raise ConfigError(
                 f"no layer of this model has what a loss needs: {'; '.join(deaf)}",
@@ -63,8 +79,25 @@ class Auxiliary:
             for handle in handles:
                 handle.remove()
 
-    def sums(self, outputs: Outputs, tokens: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def ask_anchor(self, tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """What the model as it was hands to its head, and the head; None where no loss wants it."""
+        if ANCHOR not in self.weights:
+            return None
+        before: Any = self.anchor
+        return before.hidden(tokens, documents=documents)[0], before.get_output_embeddings().weight
+
+    def sums(
+        self,
+        outputs: Outputs,
+        tokens: Tensor,
+        documents: Tensor | None,
+        *,
+        labels: Tensor | None = None,
+        anchor: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Each loss, summed over the rows that were heard: float32 scalars with a gradient, not weighted."""
-        heard = Heard(tokens, documents, self.model, {pattern: tuple(kept) for pattern, kept in outputs.items()})
+        named = {pattern: tuple(kept) for pattern, kept in outputs.items()}
+        heard = Heard(tokens, documents, self.model, named, labels, anchor)
         with torch.autocast(tokens.device.type, enabled=False):  # cosines and squares want all of float32
             return {name: LOSSES[name].of_rows(heard).sum() for name in self.weights}

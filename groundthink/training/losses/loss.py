@@ -17,7 +17,9 @@ class Heard:
     Attributes:
         tokens: [B,T].
         documents: [B,T] ids, non-decreasing in a row, or None.
+        labels: [B,T] of the tokens that a loss asks for, -100 elsewhere; None where none is.
         model: the model that was heard, for its weights.
+        anchor: what the model as it was hands to its head [B,T,d], and that head [vocabulary,d]; None without `anchor`.
         outputs: by pattern, what each module of that name returned, in the order of the calls.
     """
 
@@ -25,6 +27,8 @@ class Heard:
     documents: Tensor | None
     model: nn.Module
     outputs: Mapping[str, tuple[Any, ...]]
+    labels: Tensor | None = None
+    anchor: tuple[Tensor, Tensor] | None = None
 
     def same_document(self, first: Tensor | slice, second: Tensor | slice) -> Tensor:
         """Whether the tokens at two lists of positions belong together: bool [B,n], or [1,n] without documents."""

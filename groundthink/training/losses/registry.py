@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from groundthink.training.losses import (
+    anchor,
     beta_sparsity,
     key_orthogonality,
     memory_consistency,
@@ -18,7 +19,14 @@ from groundthink.training.losses.loss import Loss
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
         module.LOSS.name: module.LOSS
-        for module in (key_orthogonality, beta_sparsity, state_stability, output_consistency, memory_consistency)
+        for module in (
+            key_orthogonality,
+            beta_sparsity,
+            state_stability,
+            output_consistency,
+            memory_consistency,
+            anchor,
+        )
     }
 )
 
