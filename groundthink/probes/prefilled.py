@@ -24,9 +24,18 @@ MINE = "mine"
 _SEGMENT = 256
 _ROWS = {"cpu": 32}
 _ROWS_ELSEWHERE = 128
-# Snapshots that are kept for the next arm; beyond that they are made again for each.
+# Snapshots that are kept for the next arm, and no more than this share of what a GPU has left; beyond that they are
+# made again for each.
 _KEPT_BYTES = {"cpu": 2**31}
-_KEPT_BYTES_ELSEWHERE = 2**34
+_KEPT_BYTES_ELSEWHERE, _KEPT_SHARE = 2**34, 1 / 3
+
+
+def _room(device: torch.device) -> float:
+    """Bytes of snapshots that may be kept."""
+    if device.type != "cuda":
+        return _KEPT_BYTES.get(device.type, _KEPT_BYTES_ELSEWHERE)
+    return min(_KEPT_BYTES_ELSEWHERE, _KEPT_SHARE * torch.cuda.mem_get_info(device)[0])
+
 
 T = TypeVar("T")
 Arm = Callable[["Block"], Tensor]
@@ -215,7 +224,6 @@ class Prefilled:
             return
         first.keep = True
         size = sum(x.numel() * x.element_size() for layer in first.mine.layers for x in layer.values())
-        limit = _KEPT_BYTES.get(device_of(self.model).type, _KEPT_BYTES_ELSEWHERE)
-        keep = 6 * size * len(self.blocks) <= limit
+        keep = 6 * size * len(self.blocks) <= _room(device_of(self.model))
         for block in self.blocks:
             block.keep = keep
