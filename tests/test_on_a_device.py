@@ -47,7 +47,7 @@ from groundthink.training import run as training_run
 from groundthink.training.config import TrainConfig
 from groundthink.training.losses import LOSSES
 from groundthink.training.smoke import smoke_form
-from groundthink.training.sources import Recipe
+from groundthink.training.sources import Recipe, build_model
 from tests.model.adapters.small_models import CONFIGS, build
 from tests.pretend_device import moved, pretend
 
@@ -244,8 +244,8 @@ def small_training() -> TrainConfig:
 def trained(folder: Path) -> tuple[gt.HybridForCausalLM, list[Any]]:
     """A run that is stopped and gone on with, as far as its events are the same on every machine."""
     config = small_training()
-    train(config, folder, stop_at=2)
-    resume(folder)
+    train(config, folder, model=build_model(config), stop_at=2)  # handed over: one of the losses holds on to it
+    resume(folder, model=build_model(config))
     kept = [event for event in read_events(folder) if event["event"] in ("step", "evaluation", "phase")]
     return gt.load(folder), [{k: v for k, v in event.items() if k not in CLOCKS} for event in kept]
 
