@@ -41,8 +41,7 @@ class LayerConfig:
             docs/decisions/0004.
         beta_bias, decay_bias: start of the gates' biases: -2 and +4 make a gatekeeper that writes little and keeps
             long; decay_bias is used by "sigmoid" alone.
-        beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay; below 0 the sigmoid
-            is stretched down to it and cut off at 0, so that most of a text can be written not at all.
+        beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
             key names the token before its value from the first step on; "context": the same with large random taps,
             alike for queries and keys, so that names farther back are found too; "plain": random.
@@ -155,10 +154,10 @@ class LayerConfig:
             problems.append(f"head_dim is {self.head_dim}, it must be even")
         if self.n_heads > 0 and self.value_heads % self.n_heads:
             problems.append(f"n_value_heads {self.value_heads} is not a multiple of n_heads {self.n_heads}")
-        shares = {"own_read_drop_prob": (0.0, 1.0), "local_drop_prob": (0.0, 1.0)}
-        for name, (least, most) in {**shares, "beta_floor": (-1.0, self.beta_range)}.items():
-            if not least <= getattr(self, name) <= most:
-                problems.append(f"{name} is {getattr(self, name)}, it must be in [{least:g}, {most:g}]")
+        for name in ("own_read_drop_prob", "local_drop_prob", "beta_floor"):
+            most = self.beta_range if name == "beta_floor" else 1
+            if not 0 <= getattr(self, name) <= most:
+                problems.append(f"{name} is {getattr(self, name)}, it must be in [0, {most:g}]")
         if self.local_drop_prob == 1:
             problems.append("local_drop_prob is 1, the window would never be trained: use a value below 1")
         return problems + self._slot_problems() + self._conflicts()

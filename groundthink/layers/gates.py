@@ -17,8 +17,7 @@ class DeltaGates(Float32Module):
     """log_decay and beta of every head from the layer's input.
 
     beta = f + (r - f) sigmoid(W_b x + beta_bias), with r = 1, or 2 where negative eigenvalues are allowed
-    (2411.12537), and the floor f (source 002); with f = 1 = r every token is written in full, without parameters, and
-    with f < 0 what comes out below 0 is 0: such a token is not written.
+    (2411.12537), and the floor f (source 002); with f = 1 = r every token is written in full, without parameters.
     log_decay = -exp(A_log) softplus(W_a x + dt_bias) as in Mamba2 (2405.21060), or log sigmoid(W_a x + decay_bias).
     """
 

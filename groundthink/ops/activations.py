@@ -18,11 +18,6 @@ def swiglu(packed: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def _at_least(beta: Tensor, floor: float) -> Tensor:
-    """No write of less than nothing, where the floor would allow one."""
-    return beta.clamp_min(0.0) if floor < 0 else beta
-
-
 def delta_gates(
     x: Tensor,
     weight: Tensor,
@@ -36,7 +31,7 @@ def delta_gates(
     """log_decay and beta of every head.
 
     beta = beta_floor + (beta_range - beta_floor) sigmoid(W_b x + beta_bias), or beta_floor everywhere without a
-    beta_bias; where that is below 0 it is 0. log_decay = -exp(a_log) softplus(W_a x + decay_bias), or
+    beta_bias. log_decay = -exp(a_log) softplus(W_a x + decay_bias), or
     log sigmoid(W_a x + decay_bias) without a_log.
 
     Args:
@@ -44,7 +39,7 @@ def delta_gates(
         weight: [2H,D] float32 (or float64): W_a over W_b; [H,D] without a beta_bias: W_a alone.
         beta_bias, decay_bias, a_log: [H] in the weight's dtype.
         beta_range: largest beta: 1, or 2 where negative eigenvalues are allowed.
-        beta_floor: smallest beta; below 0 the sigmoid is stretched and cut off at 0 (1712.01312, section 2.2).
+        beta_floor: smallest beta.
 
     Returns:
         log_decay and beta, each [B,T,H] in the weight's dtype, whatever autocast says.
@@ -53,7 +48,7 @@ def delta_gates(
         log_decay, beta = _fused.kernels("gates").delta_gates(
             x, weight, beta_bias=beta_bias, decay_bias=decay_bias, a_log=a_log, beta_range=beta_range - beta_floor
         )
-        return log_decay, _at_least(beta + beta_floor if beta_floor else beta, beta_floor)
+        return log_decay, beta + beta_floor if beta_floor else beta
     with torch.autocast(x.device.type, enabled=False):
         raw_decay = F.linear(x.to(weight.dtype), weight)
         if beta_bias is None:
@@ -61,7 +56,6 @@ def delta_gates(
         else:
             raw_decay, raw_beta = raw_decay.chunk(2, -1)
             beta = torch.sigmoid(raw_beta + beta_bias) * (beta_range - beta_floor) + beta_floor
-            beta = _at_least(beta, beta_floor)
         if a_log is not None:
             log_decay = -a_log.exp() * F.softplus(raw_decay + decay_bias)
         else:

@@ -15,7 +15,7 @@ from typing import Any
 from groundthink.model import HybridForCausalLM
 from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
-from groundthink.studies.parts import LASTING, SELDOM_WRITTEN, bits_per_byte, config_of, task_of
+from groundthink.studies.parts import SELDOM_WRITTEN, bits_per_byte, config_of, task_of
 from groundthink.studies.study import Curve, Line, Size, Study, Wanted, Work, number, share
 from groundthink.tasks import Vocabulary, evaluate
 from groundthink.training import TrainConfig
@@ -67,7 +67,9 @@ def training(work: Work, *phases: Phase) -> TrainConfig:
 
 def _text(s: Settings) -> Phase:
     """Text alone."""
-    return Phase(steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),))
+    return Phase(
+        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),), losses=SELDOM_WRITTEN
+    )
 
 
 def _cure(s: Settings, name: str, sizes: tuple[int, int, float], **options: Any) -> Phase:
@@ -129,7 +131,7 @@ STUDY = Study(
             settings=Settings(
                 window=64, length=1024, rows=32, steps=2000, text_rows=24, learn=(400, 4, 16.0), heal=(800, 2, 256.0),
                 n=400, documents=64, learning_rate=1e-3,
-                model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "start": "context", **LASTING},
+                model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "decay_bias": 12.0, "start": "context"},
             ),
             cost="a GPU: 66M tokens of text, 3.3M of recall beside 29M of text that is held on to, for each of five"
             " seeds; give more text by --corpus",

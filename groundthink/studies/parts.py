@@ -25,11 +25,8 @@ from groundthink.training.config import MixItem, OptimizerConfig, Phase
 from groundthink.training.sources import Recipe
 
 Cut = Callable[[Any], AbstractContextManager[None]]
-# Text that is written into the memory drives out what was written before it: mean beta joins the loss, twins' too, once
-# there is something else to write.
+# Text that is written into the memory drives out what was written before it: mean beta joins the loss, twins' too.
 SELDOM_WRITTEN = {"beta_sparsity": 0.1}
-# With it most of a text is written not at all, and what is not written over lasts as long as it does not decay.
-LASTING: Mapping[str, Any] = {"beta_floor": -0.1, "decay_bias": 12.0}
 
 
 def config_of(

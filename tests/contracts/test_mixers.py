@@ -52,7 +52,6 @@ STANDINGS: dict[str, contract.Factory] = {
         rope=False,
     ),
     "half bare": contract.factory_of("GS", conv_width=0, output_norm=False, ff_expansion=4.0, beta_floor=0.3),
-    "seldom written": contract.factory_of("GS", beta_floor=-0.5, beta_bias=0.5),
     "always written": contract.factory_of(
         "GS", beta_floor=1.0, output_gate=False, embedding_norm=True, local_scale=0.3, local_drop_prob=0.5
     ),
