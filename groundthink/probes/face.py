@@ -69,7 +69,7 @@ def logits_of(model: Model, ids: Tensor, documents: Tensor | None = None) -> Ten
 
 def keeps_logits(model: Model) -> bool:
     """Whether `prefill` and `resume` can be told to make the logits of the last tokens only."""
-    return "logits_to_keep" in inspect.signature(model.prefill).parameters
+    return all("logits_to_keep" in inspect.signature(call).parameters for call in (model.prefill, model.resume))
 
 
 def read_on(model: Model, ids: Tensor, snapshot: Snapshot | None = None) -> tuple[Tensor, Snapshot]:

@@ -279,7 +279,9 @@ def test_one_key_is_rewritten_and_no_other(seed: int, heads: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_spectrum_serves_every_rank(dtype: torch.dtype) -> None:
     memory = torch.randn(3, 2, 8, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    threads = torch.get_num_threads()
     parts = spectrum(memory)
+    assert torch.get_num_threads() == threads
     for rank in range(1, 6):
         found = low_rank(memory, rank, parts)
         assert found.dtype == dtype

@@ -14,7 +14,8 @@ from groundthink.layers.memory_attention import MemoryReader
 from groundthink.model import HybridForCausalLM, Snapshot
 from groundthink.probes import causality, parity
 from groundthink.probes.causality import edge_positions, gradient_leak, shortest_text, suffix_change
-from groundthink.probes.parity import compare, splits
+from groundthink.probes.face import read_on
+from groundthink.probes.parity import compare, splits, steps
 from groundthink.records import ProbeResult
 
 Hybrid = Callable[..., HybridForCausalLM]
@@ -148,6 +149,47 @@ def test_a_snapshot_that_forgets_is_caught(hybrid: Hybrid, layer: int, name: str
     (row,) = parity(model, texts(80))
     assert row.verdict == "fail"
     assert row.value > 1e-3, "the gap is measured"
+
+
+def test_a_last_token_that_is_another_alone_is_caught(hybrid: Hybrid) -> None:
+    """Recall is asked of the last logits alone, so they must be those of the whole."""
+    model = hybrid()
+    prefill = model.prefill
+
+    def early(ids: Tensor, *, logits_to_keep: int = 0, **named: Tensor) -> tuple[Tensor, Snapshot]:
+        logits, after = prefill(ids, **named)  # type: ignore[arg-type]
+        return (logits[:, -2:-1] if logits_to_keep else logits), after
+
+    model.prefill = early  # type: ignore[method-assign, assignment]
+    (row,) = parity(model, texts(80))
+    assert row.verdict == "fail"
+    assert [way["name"] for way in row.details["ways"] if way["relative"] > 1e-5] == ["the last token alone"]
+
+
+@pytest.mark.parametrize("takes", ["both", "prefill", "neither"])
+def test_last_logits_are_asked_of_whoever_can_give_them_alone(hybrid: Hybrid, takes: str) -> None:
+    model, ids = hybrid(), texts(40)
+    prefill, resume = model.prefill, model.resume
+    with torch.no_grad():
+        whole = prefill(ids)[0]
+        if takes != "both":
+            model.resume = lambda snapshot, ids: resume(snapshot, ids)  # type: ignore[method-assign, assignment]
+        if takes == "neither":
+            model.prefill = lambda ids: prefill(ids)  # type: ignore[method-assign, assignment]
+        first, snapshot = read_on(model, ids[:, :25])
+        last, _ = read_on(model, ids[:, 25:], snapshot)
+    assert torch.allclose(first, whole[:, 24], atol=1e-5)  # rounding of sums in another order
+    assert torch.allclose(last, whole[:, -1], atol=1e-5)
+    with torch.no_grad():
+        assert prefill(ids, logits_to_keep=3)[0].shape == (*whole[:, -3:].shape,)
+
+
+def test_a_state_that_goes_wrong_at_an_edge_or_far_from_the_start_is_stepped_into() -> None:
+    for length, window in ((3, 16), (130, 16), (512, 16), (512, 200)):
+        found = steps(length, window=window)
+        assert found == sorted(set(found))
+        assert set(found) >= {t for t in (1, 63, 64, 65, 128, window, window + 1, length - 1) if 0 < t < length}
+        assert set(found) >= set(range(max(1, length - 66), length)), "more than a chunk at the end"
 
 
 def test_a_state_outside_the_snapshot_is_caught(oracle: Callable) -> None:
