@@ -69,7 +69,8 @@ def logits_of(model: Model, ids: Tensor, documents: Tensor | None = None) -> Ten
 
 def keeps_logits(model: Model) -> bool:
     """Whether `prefill` and `resume` can be told to make the logits of the last tokens only."""
-    return all("logits_to_keep" in inspect.signature(call).parameters for call in (model.prefill, model.resume))
+    calls = ("prefill", "resume")  # one after the other: who only answers questions has no `resume`
+    return all("logits_to_keep" in inspect.signature(getattr(model, call)).parameters for call in calls)
 
 
 def read_on(model: Model, ids: Tensor, snapshot: Snapshot | None = None) -> tuple[Tensor, Snapshot]:
