@@ -16,7 +16,7 @@ from torch import Tensor
 from groundthink.errors import StateError, TaskError
 from groundthink.model import Snapshot
 from groundthink.probes.cuts import hooked, layers_with
-from groundthink.probes.face import Model, derived_seed
+from groundthink.probes.face import Model, derived_seed, read_on
 from groundthink.probes.interventions import Erase, KeyIntervention, Rewrite
 from groundthink.probes.prefilled import Block, Prefilled
 from groundthink.probes.recall import Questions
@@ -74,7 +74,7 @@ def write_keys(
         found[layer] = keys[torch.arange(len(keys), device=keys.device), positions.to(keys.device)]
 
     with hooked(model, KEYS, chosen, catch):
-        snapshot = model.prefill(prompts)[1]
+        snapshot = read_on(model, prompts)[1]
     return found, snapshot
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundthink.probes.bench import Bench, Point
-from groundthink.probes.face import Model, device_of, mode
+from groundthink.probes.face import Model, device_of, mode, read_on
 from groundthink.probes.language import paired_bootstrap
 from groundthink.probes.prefilled import block_shape
 from groundthink.probes.row import Row, not_run
@@ -57,7 +57,7 @@ def gains(model: Model, ids: Tensor, places: list[int], fresh: int) -> Tensor:
             whole, short, snapshot, at = [], [], None, 0
             for place in places:
                 for piece in part[:, at:place].split(segment, 1):
-                    snapshot = (model.prefill(piece) if snapshot is None else model.resume(snapshot, piece))[1]
+                    snapshot = read_on(model, piece, snapshot)[1]
                 span, targets = part[:, place : place + SCORED], part[:, place + 1 : place + 1 + SCORED]
                 assert snapshot is not None
                 logits, snapshot = model.resume(snapshot, span)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from groundthink.probes.bench import Bench, Point
 from groundthink.probes.cuts import layers_with
+from groundthink.probes.face import read_on
 from groundthink.probes.gating import BETA, block_writes, freeze_memory, span
 from groundthink.probes.prefilled import Block
 from groundthink.probes.row import Row, not_run
@@ -27,15 +28,15 @@ def run_writes(bench: Bench, point: Point | None) -> Iterator[ProbeResult]:
         """Under `block_writes` up to the last pair, as ever from there."""
         head = block.prompts[:, :end]
         with block_writes(block.model, span(head, 1, end)):
-            _, snapshot = block.model.prefill(head)
+            snapshot = read_on(block.model, head)[1]
         return block.said(snapshot, block.prompts[:, end:])
 
     def frozen(block: Block) -> Tensor:
         """Nothing written and nothing forgotten between the last pair and the boundary."""
-        snapshot = block.model.prefill(block.prompts[:, :end])[1]
+        snapshot = read_on(block.model, block.prompts[:, :end])[1]
         for part in block.prompts[:, end : prefilled.at].split(block.segment, 1):
             with freeze_memory(block.model, span(part, 0, part.shape[1])):
-                snapshot = block.model.resume(snapshot, part)[1]
+                snapshot = read_on(block.model, part, snapshot)[1]
         return block.said(snapshot)
 
     answers, chance = prefilled.questions.answers, prefilled.questions.chance["in_context"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from training_stand_ins import TinySource, config, evidence
+from torch import nn
+from training_stand_ins import Head, TinySource, config, evidence
 
 from groundthink import HybridForCausalLM, ModelConfig
 from groundthink.errors import CheckpointError, ConfigError
@@ -34,15 +34,6 @@ def model(seed: int = 0) -> HybridForCausalLM:
 def sources(item: MixItem) -> TinySource:
     """What is held on to and what is learned contradict each other."""
     return TinySource() if item.source == "text" else TinySource(stride=5, every=4)
-
-
-class Head(nn.Module):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def get_output_embeddings(self) -> Head:
-        return self
 
 
 def by_hand(labels: list[int] | None = None, documents: list[int] | None = None) -> float:

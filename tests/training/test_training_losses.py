@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training_stand_ins import Batch, TinyModel, config, sources
+from training_stand_ins import Batch, Head, TinyModel, config, sources
 
 from groundthink.errors import ConfigError
 from groundthink.model import HybridForCausalLM, ModelConfig
@@ -48,15 +48,6 @@ def heard(tokens: list[list[int]], documents: list[list[int]] | None = None, **o
 
 def half(angle: float) -> list[float]:
     return [math.cos(angle), math.sin(angle)]
-
-
-class Head(nn.Module):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def get_output_embeddings(self) -> Head:
-        return self
 
 
 # --- values known by hand ----------------------------------------------------------------------------------

@@ -101,6 +101,17 @@ class TinyModel(nn.Module):
         return total, (targets != -100).sum(), after if keep_state else None
 
 
+class Head(nn.Module):
+    """A model of nothing but its head."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def get_output_embeddings(self) -> Head:
+        return self
+
+
 @dataclasses.dataclass
 class TinySource:
     """Rows in which each token is the one before plus `stride`, with noise; every `every`th is labelled."""

@@ -12,7 +12,7 @@ from groundthink.model import Snapshot
 from groundthink.probes import drawn
 from groundthink.probes.bench import Bench, Point
 from groundthink.probes.cuts import layers_with
-from groundthink.probes.face import device_of, mode
+from groundthink.probes.face import device_of, mode, read_on
 from groundthink.probes.heard import KEYS, of_value_heads
 from groundthink.probes.intervention import MEMORY, carriers
 from groundthink.probes.key_edits import write_keys
@@ -90,7 +90,7 @@ def run_rank_over_time(bench: Bench, point: Point | None) -> Iterator[ProbeResul
         snapshot: Snapshot | None = None
         for start, stop in zip([0, *times], times, strict=False):
             part = prompts[:, start:stop]
-            snapshot = (bench.model.prefill(part) if snapshot is None else bench.model.resume(snapshot, part))[1]
+            snapshot = read_on(bench.model, part, snapshot)[1]
             for layer in carriers(snapshot, MEMORY[0]):
                 memory = snapshot.layers[layer][MEMORY[0]]
                 if memory.dim() == 4:

@@ -22,17 +22,13 @@ def of_rows(heard: Heard) -> Tensor:
     """[B]: see the module."""
     if heard.anchor is None:
         raise RuntimeError("the anchor was not asked")  # `Auxiliary` refuses that before the first step
-    now = F.log_softmax(wide(heard.outputs[FINAL_NORM][0]) @ wide(_head(heard.model)).mT, -1)[:, :-1]
+    now = F.log_softmax(wide(heard.outputs[FINAL_NORM][0]) @ heard.head.mT, -1)[:, :-1]
     before = F.log_softmax(wide(heard.anchor[0]) @ wide(heard.anchor[1]).mT, -1)[:, :-1]
     apart = (before.exp() * (before - now)).sum(-1)
     free = heard.same_document(slice(1, None), slice(None, -1))
     if heard.labels is not None:
         free = free & (heard.labels[:, 1:] == IGNORE)
     return mean_where(apart, free)
-
-
-def _head(model: object) -> Tensor:
-    return model.get_output_embeddings().weight  # type: ignore[attr-defined, no-any-return]
 
 
 LOSS = Loss("anchor", (FINAL_NORM,), of_rows)

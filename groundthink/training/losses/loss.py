@@ -30,6 +30,11 @@ class Heard:
     labels: Tensor | None = None
     anchor: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def head(self) -> Tensor:
+        """The model's output weight [vocabulary,d], as wide as losses want it."""
+        return wide(self.model.get_output_embeddings().weight)  # type: ignore[operator]
+
     def same_document(self, first: Tensor | slice, second: Tensor | slice) -> Tensor:
         """Whether the tokens at two lists of positions belong together: bool [B,n], or [1,n] without documents."""
         if self.documents is None:

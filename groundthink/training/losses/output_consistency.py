@@ -17,9 +17,8 @@ TINY = 1e-12  # below it the square root has no usable slope
 def of_rows(heard: Heard) -> Tensor:
     """[B]: see the module. |W d|^2 = d^T (W^T W) d, so the logits themselves are never held."""
     hidden = wide(heard.outputs[FINAL_NORM][0])
-    weight = wide(heard.model.get_output_embeddings().weight)  # type: ignore[operator]
     step = hidden[:, 1:] - hidden[:, :-1]
-    squares = ((step @ (weight.mT @ weight)) * step).sum(-1)
+    squares = ((step @ (heard.head.mT @ heard.head)) * step).sum(-1)
     return mean_where(squares.clamp_min(TINY).sqrt(), heard.same_document(slice(1, None), slice(None, -1)))
 
 
