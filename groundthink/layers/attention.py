@@ -47,12 +47,13 @@ class WindowAttention(Mixer):
         return q, k, v
 
     def attend(self, x: Tensor, state: State | None, context: Context) -> tuple[Tensor, State]:
-        """What the window holds, [B,T,H*K], and the next state."""
+        """What the window says, [B,T,H*K], and the next state."""
         past = None if state is None else ops.Past(state["keys"], state["values"], state["valid"])
         local, past = ops.window_attention(
             *self.project(x, context), window=self.config.window_size, past=past, documents=context.documents
         )
-        return local.flatten(2), freeze(keys=past.keys, values=past.values, valid=past.valid)
+        local = local.flatten(2) if self.config.local_scale == 1 else local.flatten(2) * self.config.local_scale
+        return local, freeze(keys=past.keys, values=past.values, valid=past.valid)
 
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """See `Mixer`."""

@@ -62,7 +62,8 @@ class LayerConfig:
         read_gate: gate on memory reads, one per head ("head") or the mean over heads ("mean").
         read_gate_bias: start of that gate's bias: 1 starts open.
         own_read_drop_prob: in training, share of rows in which a G layer does not read its own memory.
-        local_scale: factor of what an S layer's window says: below 1 the memory has to carry more.
+        local_scale: factor of what a window says: below 1 the memory has to carry more. In A as in S, so that a no-read
+            twin lacks the reads and nothing else.
         local_drop_prob: in training, share of rows in which an S layer's window is dropped (kept rows are scaled
             up, so the expectation is the same at inference).
         norm_eps: added to mean squares.

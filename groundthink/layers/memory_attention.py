@@ -85,12 +85,11 @@ class MemoryAttention(WindowAttention):
     def __init__(self, config: LayerConfig, sources: int = 1) -> None:
         super().__init__(config)
         self.reader = MemoryReader(config, sources)
-        self.local_drop_prob, self.local_scale = config.local_drop_prob, config.local_scale
+        self.local_drop_prob = config.local_drop_prob
 
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """See `Mixer`; `context.memories` holds at least as many memories as this layer reads."""
         local, kept = self.attend(x, state, context)
         local = row_dropout(local, self.local_drop_prob, training=self.training, rescale=True)
-        local = local if self.local_scale == 1 else local * self.local_scale
         y = self.out(self.hook_local(local)) + self.reader(x, context)
         return Mixed(y, kept if context.keep_state else None)

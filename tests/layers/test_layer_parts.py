@@ -211,20 +211,26 @@ def test_a_gate_averaged_over_heads() -> None:
 
 
 def test_local_scale_and_drop_are_source_002s() -> None:
-    """Scale 0.3 at a drop of 0.7: in training whole or nothing, at inference 0.3 of it."""
+    """Scale 0.3 at a drop of 0.7: in training whole or nothing, at inference 0.3 of it. A is scaled as S is."""
     layer = MemoryAttention(_config(local_scale=0.3, local_drop_prob=0.7))
     rows = torch.randn(40, 5, 12)
     context = Context(torch.arange(5).expand(40, -1), memories=(_memory(layer.config, 40),))
     heard: list[torch.Tensor] = []
     layer.hook_local.register_forward_hook(lambda _m, _i, out: heard.append(out.detach()))
+    plain, alone = WindowAttention(_config()), WindowAttention(_config(local_scale=0.3))
+    alone.hook_local.register_forward_hook(lambda _m, _i, out: heard.append(out.detach()))
+    for other in (plain, alone):
+        other.qkv.weight = layer.qkv.weight
     with torch.no_grad():
-        local = layer.attend(rows, None, context)[0]
+        local = plain.attend(rows, None, context)[0]
         layer(rows, None, context)
         layer.eval()(rows, None, context)
+        alone(rows, None, context)
     kept = heard[0].flatten(1).any(1)
     assert 0 < int(kept.sum()) < 40
     torch.testing.assert_close(heard[0][kept], local[kept])
     torch.testing.assert_close(heard[1], 0.3 * local)
+    torch.testing.assert_close(heard[2], 0.3 * local)
 
 
 def test_without_rope_the_window_is_a_bag() -> None:

@@ -19,6 +19,7 @@ from groundthink.training import LOSSES, read_events, train
 from groundthink.training.config import OptimizerConfig
 from groundthink.training.losses import Auxiliary, Heard, Loss, listen
 from groundthink.training.losses.key_orthogonality import compared_positions
+from groundthink.training.losses.lasting_writes import HORIZON
 from groundthink.training.mixture import Part
 from groundthink.training.optimizer import build_optimizer
 from groundthink.training.step import Stepper
@@ -76,6 +77,31 @@ def test_beta_by_hand() -> None:
     of_rows = LOSSES["beta_sparsity"].of_rows
     assert of_rows(heard([[1, 2], [3, 4]], hook_beta=(beta,))).tolist() == pytest.approx([0.3, 1.0])
     assert of_rows(heard([[1, 2], [3, 4]], hook_beta=(beta, 0 * beta))).tolist() == pytest.approx([0.15, 0.5])
+
+
+def test_lasting_writes_by_hand() -> None:
+    of_rows = LOSSES["lasting_writes"].of_rows
+    beta = torch.tensor([[[0.2, 0.4], [0.6, 0.0]]])  # means 0.4 and 0.2
+    forever, gone = torch.zeros(1, 2, 1), torch.full((1, 2, 1), -1.0)
+    one = heard([[1, 2]], hook_beta=(beta,), hook_log_decay=(torch.cat([forever, gone], -1),))
+    assert of_rows(one).tolist() == pytest.approx([0.4])  # the head that forgets may write what it likes
+    # A half-life of 4,096 tokens counts half as much as none; a second layer's heads are among the others.
+    halved = torch.full((1, 2, 1), -math.log(2) / HORIZON)
+    decays = (torch.cat([forever, halved], -1), torch.cat([gone, gone], -1))
+    two = heard([[1, 2]], hook_beta=(beta, beta + 0.1), hook_log_decay=decays)
+    assert of_rows(two).tolist() == pytest.approx([(0.4 + 0.2 / 2) / 1.5])
+    # Heads that all forget are still told apart: the slowest counts.
+    both = heard([[1, 2]], hook_beta=(beta,), hook_log_decay=(torch.cat([2 * gone, gone], -1),))
+    assert of_rows(both).tolist() == pytest.approx([0.2])
+
+
+def test_lasting_writes_pay_for_writing_and_not_for_lasting() -> None:
+    beta = torch.full((1, 3, 2), 0.5, requires_grad=True)
+    decay = torch.tensor([[[0.0, -1e-4]] * 3], requires_grad=True)
+    LOSSES["lasting_writes"].of_rows(heard([[1, 2, 3]], hook_beta=(beta,), hook_log_decay=(decay,))).sum().backward()
+    assert decay.grad is None
+    assert beta.grad is not None
+    assert bool((beta.grad > 0).all())
 
 
 def wrote(state: Tensor) -> SimpleNamespace:
@@ -301,6 +327,11 @@ def test_wrong_key_losses_miss_the_value(monkeypatch: pytest.MonkeyPatch, wrong:
     ("name", "wrong", "test"),
     [
         ("beta_sparsity", lambda h: h.outputs["*.hook_beta"][0].flatten(1).sum(1), test_beta_by_hand),
+        (
+            "lasting_writes",  # every head alike
+            lambda h: torch.cat(h.outputs["*.hook_beta"], -1).mean((1, 2)),
+            test_lasting_writes_by_hand,
+        ),
         (
             "state_stability",
             lambda h: (h.outputs["blocks.*.mixer"][0].memory.final_state.norm() - 5).square()[None],

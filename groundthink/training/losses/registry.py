@@ -10,6 +10,7 @@ from groundthink.training.losses import (
     anchor,
     beta_sparsity,
     key_orthogonality,
+    lasting_writes,
     memory_consistency,
     output_consistency,
     state_stability,
@@ -22,6 +23,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         for module in (
             key_orthogonality,
             beta_sparsity,
+            lasting_writes,
             state_stability,
             output_consistency,
             memory_consistency,
