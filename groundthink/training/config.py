@@ -174,6 +174,9 @@ class Phase:
         if self.state_passing and self.losses.get("anchor"):
             why = "what the model said before has no state to go on from"
             problems.append(f"{path}.state_passing and {path}.losses.anchor exclude each other: {why}")
+        if self.losses.get("anchor") and all(item.loss_weight for item in self.mix):
+            cure = "give what is to be held on to a loss_weight of 0"
+            problems.append(f"{path}.losses.anchor holds on to nothing: no item of {path}.mix is there for it, {cure}")
         if self.state_passing and TEXT not in [item.source for item in self.mix]:
             problems.append(f"{path}.state_passing carries text on, but the mix has no text")
         return problems

@@ -81,10 +81,9 @@ def score_text(predict: Predict, windows: Iterable[ScoredWindows]) -> TextScores
 
 def _nats_per_row(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed losses [B] in float64; logits at t are held against the label at t + 1."""
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2),
-        labels[:, 1:].to(logits.device),
-        ignore_index=-100,
-        reduction="none",
-    )
-    return losses.double().sum(1)
+    rows = zip(logits, labels.to(logits.device), strict=True)  # one at a time: all in float32 would be gigabytes
+    losses = [
+        torch.nn.functional.cross_entropy(row[:-1].float(), wanted[1:], ignore_index=-100, reduction="none")
+        for row, wanted in rows
+    ]
+    return torch.stack(losses).double().sum(1)

@@ -93,21 +93,22 @@ class Stepper:
                 with auxiliary.listen() as heard:
                     total, valid, snapshot = self._forward(piece, part, carry.get(key))
                 with autocast(self.device, self.precision):
-                    before = auxiliary.ask_anchor(piece.tokens, piece.documents)
+                    held = not part.loss_weight  # rows without a loss of their own are there for this
+                    before = auxiliary.ask_anchor(piece.tokens, piece.documents) if held else None
                 if part.streams:
                     after[key] = snapshot.detach()
                 counted.append(valid)
                 sums[part.name].append(total.detach().float())
                 terms = [total * scales[part.name]] if scales[part.name] else []
-                asked = piece.labels if scales[part.name] else None
-                found = auxiliary.sums(heard, piece.tokens, piece.documents, labels=asked, anchor=before)
+                found = auxiliary.sums(heard, piece.tokens, piece.documents, anchor=before)
                 for name, value in found.items():
                     beside[name].append(value.detach() / rows)
                     terms.append(value * (auxiliary.weights[name] / rows))
-                if terms:
+                objective = sum(terms[1:], terms[0]) if terms else None
+                if objective is not None and objective.requires_grad:
                     # On the calling thread: a GPU's own backward thread costs small models a few percent.
                     with torch.autograd.set_multithreading_enabled(False):
-                        sum(terms[1:], terms[0]).backward()
+                        objective.backward()
         report = self._finish(parts, sums, counted, scales, learning_rate, beside, auxiliary.weights)
         return report, after
 

@@ -19,7 +19,7 @@ from groundthink.training import run as run_module
 from groundthink.training.config import MixItem
 from groundthink.training.losses import LOSSES, Auxiliary
 from groundthink.training.losses.loss import Heard
-from groundthink.training.step import loss_scales
+from groundthink.training.step import Stepper, loss_scales
 
 VOCABULARY = 23
 ANCHOR = LOSSES["anchor"].of_rows
@@ -36,7 +36,7 @@ def sources(item: MixItem) -> TinySource:
     return TinySource() if item.source == "text" else TinySource(stride=5, every=4)
 
 
-def by_hand(labels: list[int] | None = None, documents: list[int] | None = None) -> float:
+def by_hand(documents: list[int] | None = None, *, held: bool = True) -> float:
     """Before: even odds everywhere. Now: even, 3 to 1, 1 to 3 and even."""
     odds = math.log(3.0)
     now = torch.tensor([[[0.0], [odds], [-odds], [0.0]]])
@@ -46,8 +46,7 @@ def by_hand(labels: list[int] | None = None, documents: list[int] | None = None)
         None if documents is None else torch.tensor([documents]),
         Head(head),
         {"norm": (now,)},
-        None if labels is None else torch.tensor([labels]),
-        (before, head),
+        (before, head) if held else None,
     )
     [value] = ANCHOR(given).tolist()
     return value
@@ -58,9 +57,8 @@ FAR = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # KL of even odds
 
 def test_by_hand() -> None:
     assert by_hand() == pytest.approx((0 + FAR + FAR) / 3)
-    assert by_hand(labels=[-100, -100, 0, -100]) == pytest.approx((0 + FAR) / 2)  # the second is asked for a label
     assert by_hand(documents=[0, 0, 1, 1]) == pytest.approx((0 + FAR) / 2)  # what it predicts is of another document
-    assert by_hand(labels=[5, 5, 5, 5]) == 0  # nothing is free
+    assert by_hand(held=False) == 0  # rows that have a loss of their own
 
 
 def test_it_is_the_divergence_of_the_logits_written_out() -> None:
@@ -142,7 +140,8 @@ def test_resuming_changes_no_bit_and_asks_for_the_same_anchor(tmp_path: Path) ->
 
 
 def test_a_training_from_nothing_has_nothing_to_hold(tmp_path: Path) -> None:
-    held = config({"losses": {"anchor": 1.0}}, model={"pattern": "G", "d_model": 16, "n_heads": 1})
+    mix = [{"loss_weight": 0}, {"name": "asked"}]
+    held = config({"mix": mix, "losses": {"anchor": 1.0}}, model={"pattern": "G", "d_model": 16, "n_heads": 1})
     with pytest.raises(ConfigError, match=r"phases\[0\]\.losses\.anchor.*starts from a new one"):
         train(held, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -156,6 +155,34 @@ def test_rows_without_a_loss_of_their_own_need_another_one() -> None:
         config({"mix": [{"loss_weight": 0, "pure": 0.1}, {"source": "kv_recall"}]})
     with pytest.raises(ConfigError, match=r"state_passing and .*losses\.anchor exclude each other"):
         config({"losses": {"anchor": 1.0}, "state_passing": True})
+
+
+def test_an_anchor_wants_something_to_hold_on_to() -> None:
+    with pytest.raises(ConfigError, match=r"losses\.anchor holds on to nothing.*a loss_weight of 0"):
+        config({"losses": {"anchor": 1.0}})
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_is_asked_for_is_not_held(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step from another model: the anchor is of the rows that are there for it, a mean over all rows."""
+    from groundthink.training.mixture import Part
+    from groundthink.training.optimizer import build_optimizer
+
+    before, now, rows = model(0).eval(), model(1), TinySource().batch(seed=0, step=0, rows=3, length=12)
+    auxiliary = Auxiliary(now, {"anchor": 1.0}, anchor=before)
+    asked: list[int] = []
+    ask = Auxiliary.ask_anchor
+    monkeypatch.setattr(Auxiliary, "ask_anchor", lambda *given: (asked.append(1), ask(*given))[1])
+    optimizer = build_optimizer(now, config({}).optimizer)
+    where: dict[str, Any] = {"device": torch.device("cpu"), "precision": "float32", "clip_norm": 1.0}
+    stepper = Stepper(model=now, loss=now.loss, optimizer=optimizer, **where)
+    parts = [Part("held", rows, 0.0 if held else 0.5, False), Part("asked", rows, 1.0, False)]
+    with torch.no_grad():
+        p, q = (m(rows.tokens).logits.log_softmax(-1) for m in (before, now))
+    report, _ = stepper.take(parts, {}, learning_rate=0.0, accumulate=1, normalise="source", auxiliary=auxiliary)
+    apart = float((p.exp() * (p - q)).sum(-1)[:, :-1].mean())
+    assert len(asked) == int(held)
+    assert report.auxiliary_losses["anchor"] == pytest.approx(apart / 2 if held else 0.0, rel=1e-4)  # half of the rows
 
 
 def test_their_tokens_are_not_in_the_objective() -> None:

@@ -93,11 +93,10 @@ class Auxiliary:
         tokens: Tensor,
         documents: Tensor | None,
         *,
-        labels: Tensor | None = None,
         anchor: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Each loss, summed over the rows that were heard: float32 scalars with a gradient, not weighted."""
         named = {pattern: tuple(kept) for pattern, kept in outputs.items()}
-        heard = Heard(tokens, documents, self.model, named, labels, anchor)
+        heard = Heard(tokens, documents, self.model, named, anchor)
         with torch.autocast(tokens.device.type, enabled=False):  # cosines and squares want all of float32
             return {name: LOSSES[name].of_rows(heard).sum() for name in self.weights}

@@ -17,9 +17,9 @@ class Heard:
     Attributes:
         tokens: [B,T].
         documents: [B,T] ids, non-decreasing in a row, or None.
-        labels: [B,T] of the tokens that a loss asks for, -100 elsewhere; None where none is.
         model: the model that was heard, for its weights.
-        anchor: what the model as it was hands to its head [B,T,d], and that head [vocabulary,d]; None without `anchor`.
+        anchor: what the model as it was hands to its head [B,T,d], and that head [vocabulary,d]; None where
+            nothing is held on to.
         outputs: by pattern, what each module of that name returned, in the order of the calls.
     """
 
@@ -27,7 +27,6 @@ class Heard:
     documents: Tensor | None
     model: nn.Module
     outputs: Mapping[str, tuple[Any, ...]]
-    labels: Tensor | None = None
     anchor: tuple[Tensor, Tensor] | None = None
 
     @property
