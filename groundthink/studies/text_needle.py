@@ -60,6 +60,8 @@ def training(work: Work) -> TrainConfig:
     short = s.length // 4
     dense = {"length": short, "n_needles": short // 30, "n_queries": short // 30}  # a line and its cue are 28 tokens
     most = {"length": s.length, "n_needles": NEEDLES, "n_queries": NEEDLES}
+    # Those are nearly all lines. What text between a line and its cue does, only rows with few lines show.
+    few = {"length": s.length, "n_needles": 3, "n_queries": 2}
     text_first = _phase(s, "text", s.text_steps, warmup_steps=s.text_steps // 20, schedule="constant", mix=(MixItem(),))
     bootcamp = _phase(
         s, "bootcamp", s.bootcamp_steps, schedule="constant",
@@ -69,10 +71,12 @@ def training(work: Work) -> TrainConfig:
     language = _phase(
         s, "language", s.language_steps,
         mix=(
-            MixItem(weight=4),
+            MixItem(weight=3),
             _strings("marked", 1, **most, marked=True),
-            _strings("bare", 2, **most),
+            _strings("bare", 1, **most),
             _strings("absent", 1, **most, absent=0.25),
+            _strings("few_marked", 1, **few, marked=True),
+            _strings("few", 1, **few, absent=0.25),
         ),
     )  # fmt: skip
     text = Recipe(TrainConfig(data=work.data)).tokenizer.vocab_size

@@ -153,6 +153,12 @@ def test_rows_without_a_loss_of_their_own_need_another_one() -> None:
         config({"mix": [{"loss_weight": 0}]})
     with pytest.raises(ConfigError, match=idle):  # some steps would have nothing but such rows
         config({"mix": [{"loss_weight": 0, "pure": 0.1}, {"source": "kv_recall"}]})
+    # 0.7 of 25 rows are none in some steps, 1 of 25 is one in each.
+    mix = [{"loss_weight": 0, "weight": 24.3}, *({"name": name, "weight": 0.35} for name in "ab")]
+    with pytest.raises(ConfigError, match=r"rows is 25: rows with a loss_weight of 0 can take whole steps"):
+        config({"mix": mix, "rows": 25})
+    config({"mix": [{**mix[0], "weight": 24}, *({**item, "weight": 0.5} for item in mix[1:])], "rows": 25})
+    config({"mix": [{**mix[0], "weight": 24.3, "loss_weight": 1}, *mix[1:]], "rows": 25})  # all have a loss
     with pytest.raises(ConfigError, match=r"state_passing and .*losses\.anchor exclude each other"):
         config({"losses": {"anchor": 1.0}, "state_passing": True})
 
