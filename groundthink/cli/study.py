@@ -33,7 +33,7 @@ class Flags:
     arms: tuple[str, ...] = ()
     """Only these arms, and what the table says of them; the others can follow in the same folder."""
     jobs: int = 1
-    """Trainings at a time, each in a process of its own: several small models share a GPU well."""
+    """Trainings at a time, each in a process of its own: small models share a GPU well. All GPUs get their share."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; a GPU if there is one."""
     corpus: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ class Plan:
         folder: where everything goes.
         seeds: which seeds.
         device: where the models are trained.
-        jobs: cells at a time, each a process of its own if above 1.
+        jobs: cells at a time, each a process of its own if above 1; on several GPUs they are spread evenly.
         data: corpus and tokenizer of studies with text.
         arms: which of the study's; none for all. Cells are the same either way, so the others can be done later.
     """
@@ -255,7 +255,8 @@ def _side_by_side(plan: Plan, cells: Sequence[Cell], digest: str, on_stage: OnSt
     """`plan.jobs` cells at a time, each in a process of its own; False if a signal stopped them."""
     del on_event  # the trainings are in other processes, and write their own events.jsonl
     waiting = list(cells)
-    running: dict[Connection, tuple[Cell, Any]] = {}
+    cards = torch.cuda.device_count() if choose_device(plan.device).type == "cuda" else 0
+    running: dict[Connection, tuple[Cell, Any, int | None]] = {}
     failures: list[str] = []
     stopped = False
     with stop_signals() as signal:
@@ -263,15 +264,16 @@ def _side_by_side(plan: Plan, cells: Sequence[Cell], digest: str, on_stage: OnSt
             if signal.name and not stopped:
                 stopped = True
                 waiting.clear()
-                for _, process in running.values():
+                for _, process, _ in running.values():
                     process.terminate()  # a training that hears it leaves a checkpoint
             while waiting and len(running) < plan.jobs:
                 cell = waiting.pop(0)
-                mine, process = _start(plan, cell, digest)
-                running[mine] = cell, process
+                card = idlest(cards, [card for _, _, card in running.values()])
+                mine, process = _start(plan, cell, digest, card)
+                running[mine] = cell, process, card
             for connection in list(wait(list(running), timeout=0.2)):
                 assert isinstance(connection, Connection)
-                cell, process = running.pop(connection)
+                cell, process, _ = running.pop(connection)
                 said, seconds = _hear(connection, process)
                 stopped |= said == "stopped"
                 if said == "done":
@@ -287,10 +289,15 @@ def _side_by_side(plan: Plan, cells: Sequence[Cell], digest: str, on_stage: OnSt
     return not stopped
 
 
-def _start(plan: Plan, cell: Cell, digest: str) -> tuple[Connection, Any]:
+def idlest(cards: int, busy: Sequence[int | None]) -> int | None:
+    """Index of the GPU with the fewest cells; None where there is none."""
+    return min(range(cards), key=busy.count, default=None)
+
+
+def _start(plan: Plan, cell: Cell, digest: str, card: int | None) -> tuple[Connection, Any]:
     context = multiprocessing.get_context("spawn")  # CUDA cannot be carried over a fork
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, plan, cell, digest))
+    process = context.Process(target=_child, args=(theirs, plan, cell, digest, card))
     process.start()
     theirs.close()
     return mine, process
@@ -307,8 +314,10 @@ def _hear(connection: Connection, process: Any) -> tuple[str, float]:
     return said or f"the process ended with code {process.exitcode}", seconds
 
 
-def _child(connection: Connection, plan: Plan, cell: Cell, digest: str) -> None:
+def _child(connection: Connection, plan: Plan, cell: Cell, digest: str, card: int | None) -> None:
     """One cell in a process of its own."""
+    if card is not None:
+        torch.cuda.set_device(card)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // plan.jobs))
     # A signal between trainings is noted here and stops the process where the next training would begin.
     with stop_signals() as signal:

@@ -122,9 +122,8 @@ STUDY = Study(
                 length=512, growth=16, text_steps=700, bootcamp_steps=1200, language_steps=1200, rows=48, n=400,
                 documents=64, learning_rate=1e-3,
                 # Eight tokens of convolution see a whole name and what stands between it and its value.
-                # A window that says less at first leaves the reads something to say, in text too (mixed-training).
                 model={"pattern": "GGGS", "d_model": 384, "window_size": 64, "conv_width": 8, "decay_bias": 12.0,
-                       "start": "context", "local_scale": 0.3},
+                       "start": "context"},
             ),
             cost="a GPU: up to 76M tokens a model, give more text by --corpus, two models a seed; tested at 8,192",
         ),

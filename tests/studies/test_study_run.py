@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from groundthink.cli.study import MISSED
 from groundthink.errors import ConfigError, GroundThinkError
 from groundthink.records import ProbeResult, Proportion
 from groundthink.studies import registry
+from groundthink.studies import run as study_run
 from groundthink.studies.run import plan_of, run_study
 from groundthink.studies.study import Curve, Interrupted, Line, Size, Study, Wanted, Work, number, share
 from groundthink.training.config import DataConfig
@@ -214,6 +216,37 @@ def test_processes_side_by_side_find_the_same(tmp_path: Path) -> None:
     assert said[0] == "2 of 3 cells are done already"
     alone = run_study(plan_of("key-bank", "smoke", tmp_path / "t", seeds=1), on_stage=lambda text: None)
     assert [line["value"] for line in found["lines"]] == [line["value"] for line in alone["lines"]]
+
+
+def test_cells_are_spread_over_all_cards(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards, three at a time: the fourth cell goes where the first of them has ended."""
+    asked: list[int | None] = []
+
+    class Ended:
+        exitcode = 0
+
+        def join(self) -> None: ...
+
+    def start(_plan: Any, _cell: Any, _digest: str, card: int | None) -> tuple[Any, Any]:
+        asked.append(card)
+        mine, theirs = multiprocessing.Pipe(duplex=False)
+        open_ends.append(theirs)
+        if len(asked) == 3:
+            open_ends[1].send(("done", 1.0))  # the one on the second card
+        if len(asked) == 4:
+            for end in (open_ends[0], *open_ends[2:]):
+                end.send(("done", 1.0))
+        return mine, Ended()
+
+    open_ends: list[Any] = []
+    monkeypatch.setattr(study_run, "_start", start)
+    monkeypatch.setattr(study_run, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    plan = plan_of("made-up", "full", tmp_path / "s", device="cuda", jobs=3)
+    cells = [study_run.Cell(arm, seed) for seed in (0, 1) for arm in ("a", "b")]
+    assert study_run._side_by_side(plan, cells, "digest", lambda text: None, None)
+    assert asked == [0, 1, 0, 1]
+    assert study_run.idlest(0, []) is None  # a CPU has none
 
 
 def test_some_arms_can_be_done_first(bench: Bench, tmp_path: Path) -> None:
