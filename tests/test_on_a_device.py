@@ -5,6 +5,7 @@ The device is pretended, see `pretend_device`: it computes to the bit as the CPU
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ from groundthink.tasks.kv_recall import KvRecall
 from groundthink.tasks.needle import Needle
 from groundthink.training import load_recipe, read_events, resume, train
 from groundthink.training import run as training_run
-from groundthink.training.config import TrainConfig
+from groundthink.training.config import MixItem, TrainConfig
 from groundthink.training.losses import LOSSES
 from groundthink.training.smoke import smoke_form
 from groundthink.training.sources import Recipe, build_model
@@ -237,8 +238,11 @@ def test_questions_and_the_parts_of_studies(device: torch.device) -> None:
 def small_training() -> TrainConfig:
     """The demo's phases in a few steps, with the losses that its layers know beside that of the tokens."""
     sizes = ["d_model=16", "d_ff=16", "head_dim=8", "value_dim=8", "window_size=4"]
-    losses = ", ".join(f"{name}: 0.1" for name in sorted(set(LOSSES) - UNHEARD))
-    return smoke_form(load_recipe("demo", [*(f"model.{size}" for size in sizes), f"phases[0].losses={{{losses}}}"]), 4)
+    recipe = load_recipe("demo", [f"model.{size}" for size in sizes])
+    first, *others = recipe.phases
+    losses = dict.fromkeys(sorted(set(LOSSES) - UNHEARD), 0.1)
+    first = dataclasses.replace(first, losses=losses, mix=(*first.mix, MixItem(loss_weight=0)))  # text to hold on to
+    return smoke_form(dataclasses.replace(recipe, phases=(first, *others)), 4)
 
 
 def trained(folder: Path) -> tuple[gt.HybridForCausalLM, list[Any]]:
