@@ -147,7 +147,7 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                length=384, filler=120, dense=4, facts_steps=20, steps=80, rows=4, n=24, transplants=8, windows=4,
+                length=384, filler=120, dense=4, facts_steps=12, steps=40, rows=4, n=24, transplants=8, windows=4,
                 learning_rate=2e-3,
                 plain={"pattern": "GG", **SMALL}, model={"pattern": "GGS", **SMALL},
             ),
