@@ -52,8 +52,8 @@ class WindowAttention(Mixer):
         local, past = ops.window_attention(
             *self.project(x, context), window=self.config.window_size, past=past, documents=context.documents
         )
-        local = local.flatten(2) if self.config.local_scale == 1 else local.flatten(2) * self.config.local_scale
-        return local, freeze(keys=past.keys, values=past.values, valid=past.valid)
+        scale, local = self.config.local_scale, local.flatten(2)
+        return local if scale == 1 else local * scale, freeze(keys=past.keys, values=past.values, valid=past.valid)
 
     def forward(self, x: Tensor, state: State | None, context: Context) -> Mixed:
         """See `Mixer`."""

@@ -25,8 +25,6 @@ from groundthink.training.config import MixItem, OptimizerConfig, Phase
 from groundthink.training.sources import Recipe
 
 Cut = Callable[[Any], AbstractContextManager[None]]
-# Text that is written into the memory drives out what was written before it: mean beta joins the loss, twins' too.
-SELDOM_WRITTEN = {"beta_sparsity": 0.1}
 
 
 def config_of(

@@ -184,13 +184,13 @@ class Phase:
         return problems
 
     @property
-    def _asked_rows(self) -> int:
-        """Rows with a loss of their own in a mixed step, at least: neighbours in the mix share their rounding."""
+    def _held_rows(self) -> int:
+        """Rows without a loss of their own in a mixed step, at most: neighbours in the mix share their rounding."""
         total = sum(item.weight for item in self.mix)
         held = [
             sum(item.weight for item in run) for has, run in groupby(self.mix, lambda i: i.loss_weight > 0) if not has
         ]
-        return self.rows - sum(math.ceil(self.rows * weight / total - 1e-9) for weight in held if total)
+        return sum(math.ceil(self.rows * weight / total - 1e-9) for weight in held if total)
 
     def _pure_problems(self, path: str) -> list[str]:
         pure = [f"{path}.mix[{i}].pure" for i, item in enumerate(self.mix) if item.pure]
@@ -201,7 +201,7 @@ class Phase:
         if idle or (self.mix and not any(item.loss_weight for item in self.mix)):
             what = f"{' and '.join(idle)}: steps of nothing but rows" if idle else f"{path}.mix: rows"
             problems.append(f"{what} with a loss_weight of 0 have no loss of their own: raise one loss_weight above 0")
-        if not problems and self._asked_rows < 1:
+        if not problems and 0 < self.rows <= self._held_rows:
             why = "rows with a loss_weight of 0 can take whole steps, which then have no loss"
             problems.append(f"{path}.rows is {self.rows}: {why}: raise rows, or the weight of the other items")
         if self.mix and not any(item.weight for item in self.mix):

@@ -93,8 +93,7 @@ class Stepper:
                 with auxiliary.listen() as heard:
                     total, valid, snapshot = self._forward(piece, part, carry.get(key))
                 with autocast(self.device, self.precision):
-                    held = not part.loss_weight  # rows without a loss of their own are there for this
-                    before = auxiliary.ask_anchor(piece.tokens, piece.documents) if held else None
+                    before = None if part.loss_weight else auxiliary.ask_anchor(piece.tokens, piece.documents)
                 if part.streams:
                     after[key] = snapshot.detach()
                 counted.append(valid)
@@ -105,7 +104,7 @@ class Stepper:
                     beside[name].append(value.detach() / rows)
                     terms.append(value * (auxiliary.weights[name] / rows))
                 objective = sum(terms[1:], terms[0]) if terms else None
-                if objective is not None and objective.requires_grad:
+                if objective is not None and objective.requires_grad:  # a piece may hold nothing that is asked
                     # On the calling thread: a GPU's own backward thread costs small models a few percent.
                     with torch.autograd.set_multithreading_enabled(False):
                         objective.backward()

@@ -159,6 +159,9 @@ def test_rows_without_a_loss_of_their_own_need_another_one() -> None:
         config({"mix": mix, "rows": 25})
     config({"mix": [{**mix[0], "weight": 24}, *({**item, "weight": 0.5} for item in mix[1:])], "rows": 25})
     config({"mix": [{**mix[0], "weight": 24.3, "loss_weight": 1}, *mix[1:]], "rows": 25})  # all have a loss
+    alone = r"rows is 0, it must be at least 1; [^;]*accumulate is 0, [^;]* Fix"  # not a word of held rows
+    with pytest.raises(ConfigError, match=alone):
+        config({"rows": 0, "accumulate": 0})
     with pytest.raises(ConfigError, match=r"state_passing and .*losses\.anchor exclude each other"):
         config({"losses": {"anchor": 1.0}, "state_passing": True})
 
