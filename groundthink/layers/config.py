@@ -41,13 +41,11 @@ class LayerConfig:
             docs/decisions/0004.
         beta_bias, decay_bias: start of the gates' biases: -2 and +4 make a gatekeeper that writes little and keeps
             long; decay_bias is used by "sigmoid" alone.
-        lasting_heads: value heads of each G that never forget: what no later write covers stays at any length, where
-            a decay that a short training liked may not.
-        least_forgetting: subtracted from the log decay of the other heads: none of them remembers much longer than
+        lasting_heads: value heads that never forget, in each G that the next layer is not a G: what no later write
+            covers stays there at any length, where a decay that a short training liked may not. The G layers below
+            have none: what slowly fills a memory under another changes the keys of the other.
+        least_forgetting: subtracted from the log decay of all other heads: none of them remembers much longer than
             1 / least_forgetting tokens, so what is to last is left to the `lasting_heads`.
-        lasting_fade: in training alone, lasting heads fade: each row by a log decay a token drawn from [0, this]. Reads
-            are normed, so a line that has faded among fresh writes is heard like one among very many: short rows
-            train for long texts.
         beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
             key names the token before its value from the first step on; "context": the same with large random taps,
@@ -99,7 +97,6 @@ class LayerConfig:
     decay_bias: float = 5.0
     lasting_heads: int = 0
     least_forgetting: float = 0.0
-    lasting_fade: float = 0.0
     beta_floor: float = 0.0
     start: Literal["mimetic", "context", "plain"] = "mimetic"
     query: Literal["own", "key"] = "own"
@@ -163,9 +160,8 @@ class LayerConfig:
                 problems.append(f"{name} is {width}, it must be at least 0")
         if not 0 <= self.lasting_heads <= self.value_heads:
             problems.append(f"lasting_heads is {self.lasting_heads}, it must be in [0, {self.value_heads}]")
-        for name in ("least_forgetting", "lasting_fade"):
-            if not 0 <= getattr(self, name) < math.inf:
-                problems.append(f"{name} is {getattr(self, name)}, it must be at least 0 and finite")
+        if not 0 <= self.least_forgetting < math.inf:
+            problems.append(f"least_forgetting is {self.least_forgetting}, it must be at least 0 and finite")
         if self.head_dim % 2:
             problems.append(f"head_dim is {self.head_dim}, it must be even")
         if self.n_heads > 0 and self.value_heads % self.n_heads:
@@ -200,13 +196,6 @@ class LayerConfig:
                 f"beta_floor {self.beta_floor} and beta_bias {self.beta_bias} exclude each other: beta is constant at "
                 "its floor (beta_bias 0)"
             )
-        if self.least_forgetting and self.lasting_heads == self.value_heads:
-            problems.append(
-                f"lasting_heads {self.lasting_heads} and least_forgetting {self.least_forgetting} exclude each other: "
-                "no head is left that forgets (least_forgetting 0)"
-            )
-        if self.lasting_fade and not self.lasting_heads:
-            problems.append(f"lasting_fade {self.lasting_fade} and lasting_heads 0 exclude each other: no head lasts")
         if self.query == "key" and not self.query_norm:
             problems.append("query 'key' and query_norm false exclude each other: keys are always normalised")
         if self.read_query == "shared" and self.read_query_std != 0.02:

@@ -17,7 +17,9 @@ class Block(nn.Module):
         letter = config.layers[layer]
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer: Mixer = (
-            MemoryAttention(config, config.read_sources_of(layer)) if letter == "S" else MIXERS[letter](config)
+            MemoryAttention(config, config.read_sources_of(layer))
+            if letter == "S"
+            else MIXERS[letter](config.at(layer))
         )
         self.ff_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ff = SwiGLU(config.d_model, config.ff_dim)

@@ -86,6 +86,11 @@ class ModelConfig(LayerConfig):
         below = self.layers[:layer].count("G")
         return min(below, 1) if self.read_sources == "nearest" else below
 
+    def at(self, layer: int) -> LayerConfig:
+        """What the layer at this index is built from: a G under another G has no `lasting_heads`."""
+        under_g = self.layers[layer : layer + 2] == "GG"
+        return dataclasses.replace(self, lasting_heads=0) if under_g and self.lasting_heads else self
+
     def _problems(self) -> list[str]:
         problems = super()._problems()
         if any(problem.startswith(("pattern", "vocab_size", "max_length")) for problem in problems):

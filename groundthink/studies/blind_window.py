@@ -25,9 +25,9 @@ from groundthink.training.sources import Recipe
 TASK = "text_strings"
 REACHES = (1, 2, 4, 16)  # lengths, in windows
 BLIND, CURED = "text alone", "cured"
-# Text that is written into the memory drives out what was written before it: that costs something, and in the cure it
-# costs where a write stays.
-WRITES, CURED_WRITES = {"beta_sparsity": 0.1}, {"lasting_writes": 0.4}
+# Heads that keep what they hold are left empty by text, at a price that is paid from the start: what the cure writes
+# into them disturbs little, and stays.
+PRICE = {"lasting_writes": 0.1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class Settings:
         length, rows, steps: of the training on text.
         text_rows: beside the episodes, `length` tokens each.
         learn, heal: steps, rows of episodes in each, and weight of the anchor while recall is learned and afterwards.
+        cure_rate: times the learning rate, in both. Text moves away as far as steps are large, and comes back as they
+            shrink.
         n: questions at each length; `documents` of held-out text.
     """
 
@@ -49,6 +51,7 @@ class Settings:
     text_rows: int
     learn: tuple[int, int, float]
     heal: tuple[int, int, float]
+    cure_rate: float
     n: int
     documents: int
     learning_rate: float
@@ -71,29 +74,33 @@ def training(work: Work, *phases: Phase) -> TrainConfig:
 def _text(s: Settings) -> Phase:
     """Text alone."""
     return Phase(
-        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),), losses=WRITES
+        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),), losses=PRICE
     )
+
+
+def _episodes(length: int) -> dict[str, dict[str, int]]:
+    """Short and full of lines, which is quick to learn; long and mostly text, which is what is asked in the end.
+
+    Without the latter no training shows what so much text does to a line.
+    """
+    short, lines = length // 8, max(2, length // 170)  # a line and its cue are at most 26 tokens
+    return {
+        "dense": {"length": short, "n_needles": short // 28, "n_queries": short // 28},
+        "few": {"length": length, "n_needles": lines, "n_queries": lines},
+    }
 
 
 def _cure(s: Settings, name: str, sizes: tuple[int, int, float], **options: Any) -> Phase:
-    """Episodes beside rows of text that are there to be held on to.
-
-    A third of them each: short and dense, which is quick to learn; long and full of lines; long and mostly text, which
-    is what is asked in the end: without those no training shows what so much text does to a line.
-    """
+    """Episodes, a half of each kind, beside rows of text that are there to be held on to."""
     steps, rows, anchor = sizes
-    short, most = s.length // 8, s.length // 64  # a line and its cue are at most 26 tokens
-    dense = {"length": short, "n_needles": short // 28, "n_queries": short // 28}
-    many = {"length": s.length, "n_needles": most, "n_queries": most}
-    few = {"length": s.length, "n_needles": 2, "n_queries": 2}
-    episodes = {"dense": dense, "many": many, "few": few}
+    episodes = _episodes(s.length)
     mix = (
         MixItem(weight=s.text_rows, loss_weight=0),
-        *(MixItem(source=TASK, name=name, weight=rows / 3, options=options) for name, options in episodes.items()),
+        *(MixItem(source=TASK, name=n, weight=rows / len(episodes), options=o) for n, o in episodes.items()),
     )
     return Phase(
-        name=name, steps=steps, rows=s.text_rows + rows, length=s.length, mix=mix, learning_rate_scale=0.5,
-        losses={**CURED_WRITES, "anchor": anchor}, **options,
+        name=name, steps=steps, rows=s.text_rows + rows, length=s.length, mix=mix,
+        learning_rate_scale=s.cure_rate, losses={**PRICE, "anchor": anchor}, **options,
     )  # fmt: skip
 
 
@@ -137,9 +144,10 @@ STUDY = Study(
         "full": Size(
             seeds=5,
             settings=Settings(
-                window=64, length=1024, rows=32, steps=2400, text_rows=24, learn=(600, 5, 16.0),
-                heal=(840, 1, 256.0), n=400, documents=64, learning_rate=1e-3,
-                model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "decay_bias": 9.0},
+                window=64, length=1024, rows=32, steps=2400, text_rows=24, learn=(600, 5, 64.0),
+                heal=(840, 1, 256.0), cure_rate=0.2, n=400, documents=64, learning_rate=1e-3,
+                model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "lasting_heads": 2,
+                       "least_forgetting": 0.01},
             ),
             cost="a GPU: 79M tokens of text, 3.9M of recall beside 35M of text that is held on to, for each of five"
             " seeds; give more text by --corpus",
@@ -147,16 +155,16 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                window=32, length=256, rows=6, steps=160, text_rows=4, learn=(16, 2, 16.0), heal=(8, 2, 256.0), n=40,
-                documents=4, learning_rate=2e-3, model=SMALL,
+                window=32, length=256, rows=6, steps=160, text_rows=4, learn=(16, 2, 16.0), heal=(8, 2, 256.0),
+                cure_rate=0.5, n=40, documents=4, learning_rate=2e-3, model=SMALL,
             ),
             cost="about a minute and a half on a core; far too short for text to be learned",
         ),
         "smoke": Size(
             seeds=1,
             settings=Settings(
-                window=32, length=256, rows=2, steps=4, text_rows=2, learn=(2, 2, 16.0), heal=(1, 2, 256.0), n=2,
-                documents=2, learning_rate=2e-3,
+                window=32, length=256, rows=2, steps=4, text_rows=2, learn=(2, 2, 16.0), heal=(1, 2, 256.0),
+                cure_rate=0.5, n=2, documents=2, learning_rate=2e-3,
                 model={"pattern": "GS", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16},
             ),
             cost="seconds",

@@ -85,19 +85,6 @@ def test_lasting_heads_never_forget_and_the_others_do_at_least_so_much() -> None
     assert torch.equal(beta, betas), "what is written is another matter"
 
 
-def test_lasting_heads_fade_in_training_alone_each_row_by_a_rate_of_its_own() -> None:
-    gates, x = DeltaGates(_config(n_value_heads=4, lasting_heads=2, lasting_fade=0.1)), torch.randn(64, 3, 12)
-    (in_use, beta), (in_training, same) = gates.eval()(x), gates.train()(x)
-    assert torch.equal(in_use[..., :2], torch.zeros(64, 3, 2))
-    assert torch.equal(in_use[..., 2:], in_training[..., 2:])
-    assert torch.equal(beta, same)
-    rates = in_training[:, 0, 0].detach()
-    assert torch.equal(in_training[..., :2].detach(), rates.view(-1, 1, 1).expand(64, 3, 2))
-    assert float(rates.min()) >= -0.1
-    assert float(rates.min()) < -0.08  # 64 draws: missed once in a million
-    assert float(rates.max()) > -0.02
-
-
 def test_gates_follow_devices_but_not_half_precision() -> None:
     gates = DeltaGates(_config())
     before = gates.weight.detach().clone()
