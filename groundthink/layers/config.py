@@ -41,9 +41,11 @@ class LayerConfig:
             docs/decisions/0004.
         beta_bias, decay_bias: start of the gates' biases: -2 and +4 make a gatekeeper that writes little and keeps
             long; decay_bias is used by "sigmoid" alone.
-        lasting_heads: value heads that never forget, in each G that the next layer is not a G: what no later write
-            covers stays there at any length, where a decay that a short training liked may not. The G layers below
-            have none: what slowly fills a memory under another changes the keys of the other.
+        lasting_heads: value heads of G that never forget: what no later write covers stays there at any length, where
+            a decay that a short training liked may not.
+        lasting_layers: which G layers have them: those that the next layer is not a G ("top": what slowly fills a
+            memory under another changes the keys of the other, far beyond the training's lengths) or "all" (more
+            room, for lengths that were trained).
         least_forgetting: subtracted from the log decay of all other heads: none of them remembers much longer than
             1 / least_forgetting tokens, so what is to last is left to the `lasting_heads`.
         beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
@@ -96,6 +98,7 @@ class LayerConfig:
     beta_bias: float = 0.0
     decay_bias: float = 5.0
     lasting_heads: int = 0
+    lasting_layers: Literal["top", "all"] = "top"
     least_forgetting: float = 0.0
     beta_floor: float = 0.0
     start: Literal["mimetic", "context", "plain"] = "mimetic"

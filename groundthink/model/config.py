@@ -87,9 +87,9 @@ class ModelConfig(LayerConfig):
         return min(below, 1) if self.read_sources == "nearest" else below
 
     def at(self, layer: int) -> LayerConfig:
-        """What the layer at this index is built from: a G under another G has no `lasting_heads`."""
-        under_g = self.layers[layer : layer + 2] == "GG"
-        return dataclasses.replace(self, lasting_heads=0) if under_g and self.lasting_heads else self
+        """What the layer at this index is built from: `lasting_layers` may leave a G without lasting heads."""
+        without = self.lasting_layers == "top" and self.layers[layer : layer + 2] == "GG"
+        return dataclasses.replace(self, lasting_heads=0) if without and self.lasting_heads else self
 
     def _problems(self) -> list[str]:
         problems = super()._problems()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from groundthink.errors import ConfigError
+from groundthink.layers.gated_delta_net import GatedDeltaNet
 from groundthink.model import (
     TWINS,
     HybridForCausalLM,
@@ -79,6 +80,21 @@ def test_all_problems_at_once() -> None:
         ModelConfig(pattern="SQ", vocab_size=-1, window_size=0, head_dim=3, local_drop_prob=2.0)
     for field in ("pattern", "vocab_size", "window_size", "head_dim", "local_drop_prob"):
         assert field in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers", "expected"),
+    [
+        ("GGSGAG", "top", [0, 2, 2, 2]),
+        ("GGSGAG", "all", [2, 2, 2, 2]),
+        ("GG", "top", [0, 2]),
+    ],
+)
+def test_lasting_heads_are_where_they_are_said_to_be(pattern: str, layers: Any, expected: list[int]) -> None:
+    config = ModelConfig(pattern=pattern, vocab_size=9, lasting_heads=2, lasting_layers=layers)
+    assert [config.at(i).lasting_heads for i, letter in enumerate(pattern) if letter == "G"] == expected
+    model = HybridForCausalLM(dataclasses.replace(config, d_model=16, d_ff=16))
+    assert [part.gates.lasting for part in model.modules() if isinstance(part, GatedDeltaNet)] == expected
 
 
 def test_all_conflicts_at_once() -> None:
