@@ -53,11 +53,8 @@ def config_of(
 def twin_of(config: TrainConfig, name: str = "no-read") -> TrainConfig:
     """The same training of a twin, whose G layers read their own memory throughout."""
     sizes = TWINS[name](Recipe(config).model_config)
-    phases = []
-    for phase in config.phases:
-        options = {name: value for name, value in phase.model_options.items() if name != "own_read_drop_prob"}
-        phases.append(dataclasses.replace(phase, model_options=options))
-    return dataclasses.replace(config, model=sizes.to_dict(), phases=tuple(phases))
+    phases = tuple(dataclasses.replace(phase, model_options={}) for phase in config.phases)
+    return dataclasses.replace(config, model=sizes.to_dict(), phases=phases)
 
 
 def item(source: str, *, name: str = "", weight: float = 1.0, **options: Any) -> MixItem:
