@@ -88,8 +88,9 @@ class ModelConfig(LayerConfig):
 
     def at(self, layer: int) -> LayerConfig:
         """What the layer at this index is built from: `lasting_layers` may leave a G without lasting heads."""
-        without = self.lasting_layers == "top" and self.layers[layer : layer + 2] == "GG"
-        return dataclasses.replace(self, lasting_heads=0) if without and self.lasting_heads else self
+        if self.lasting_layers == "top" and self.layers[layer : layer + 2] == "GG":
+            return dataclasses.replace(self, lasting_heads=0)
+        return self
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
