@@ -25,9 +25,6 @@ from groundthink.training.sources import Recipe
 TASK = "text_strings"
 REACHES = (1, 2, 4, 16)  # lengths, in windows
 BLIND, CURED = "text alone", "cured"
-# Heads that keep what they hold are left empty by text, at a price that is paid from the start: what the cure writes
-# into them disturbs little, and stays.
-PRICE = {"lasting_writes": 0.4}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,8 @@ class Settings:
         learn, heal: steps, rows of episodes in each, and weight of the anchor while recall is learned and afterwards.
         cure_rate: times the learning rate, in both. Text moves away as far as steps are large, and comes back as they
             shrink.
+        price: of writes into heads that keep what they hold, from the start: text leaves them empty, what the cure
+            writes into them disturbs little, and stays.
         n: questions at each length; `documents` of held-out text.
     """
 
@@ -52,6 +51,7 @@ class Settings:
     learn: tuple[int, int, float]
     heal: tuple[int, int, float]
     cure_rate: float
+    price: float
     n: int
     documents: int
     learning_rate: float
@@ -74,8 +74,9 @@ def training(work: Work, *phases: Phase) -> TrainConfig:
 def _text(s: Settings) -> Phase:
     """Text alone."""
     return Phase(
-        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),), losses=PRICE
-    )
+        steps=s.steps, rows=s.rows, length=s.length, warmup_steps=s.steps // 20, mix=(MixItem(),),
+        losses={"lasting_writes": s.price},
+    )  # fmt: skip
 
 
 def _episodes(length: int) -> dict[str, dict[str, int]]:
@@ -100,7 +101,7 @@ def _cure(s: Settings, name: str, sizes: tuple[int, int, float], **options: Any)
     )
     return Phase(
         name=name, steps=steps, rows=s.text_rows + rows, length=s.length, mix=mix,
-        learning_rate_scale=s.cure_rate, losses={**PRICE, "anchor": anchor}, **options,
+        learning_rate_scale=s.cure_rate, losses={"lasting_writes": s.price, "anchor": anchor}, **options,
     )  # fmt: skip
 
 
@@ -145,7 +146,7 @@ STUDY = Study(
             seeds=5,
             settings=Settings(
                 window=64, length=1024, rows=32, steps=2400, text_rows=24, learn=(600, 5, 64.0),
-                heal=(840, 1, 256.0), cure_rate=0.2, n=400, documents=64, learning_rate=1e-3,
+                heal=(840, 1, 256.0), cure_rate=0.2, price=0.4, n=400, documents=64, learning_rate=1e-3,
                 model={"pattern": "GGGS", "d_model": 384, "conv_width": 8, "lasting_heads": 2,
                        "lasting_layers": "all", "least_forgetting": 0.01},
             ),
@@ -156,7 +157,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 window=32, length=256, rows=6, steps=160, text_rows=4, learn=(16, 2, 16.0), heal=(8, 2, 256.0),
-                cure_rate=0.5, n=40, documents=4, learning_rate=2e-3, model=SMALL,
+                cure_rate=0.5, price=0.4, n=40, documents=4, learning_rate=2e-3, model=SMALL,
             ),
             cost="about a minute and a half on a core; far too short for text to be learned",
         ),
@@ -164,7 +165,7 @@ STUDY = Study(
             seeds=1,
             settings=Settings(
                 window=32, length=256, rows=2, steps=4, text_rows=2, learn=(2, 2, 16.0), heal=(1, 2, 256.0),
-                cure_rate=0.5, n=2, documents=2, learning_rate=2e-3,
+                cure_rate=0.5, price=0.4, n=2, documents=2, learning_rate=2e-3,
                 model={"pattern": "GS", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16},
             ),
             cost="seconds",

@@ -21,16 +21,15 @@ from groundthink.training.config import MixItem, Phase
 from groundthink.training.sources import Recipe
 
 TASK, NEEDLES = "text_strings", 8
-# Many training lengths of text are what drives lines out of the heads that keep them, so what is written into those
-# costs something, and more once lines are known. Heads that forget are left to language. The twin pays the same.
-PRICE = {"text": 0.03, "bootcamp": 0.1, "language": 0.3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes: `length` of training, steps of text, of the bootcamp and with all forms; `rows`; `n` questions.
 
-    `growth`: the longest test, in training lengths.
+    `growth`: the longest test, in training lengths. `prices` of a write, by phase: many training lengths of text are
+    what drives lines out of the heads that keep them, so what is written into those costs something, and more once
+    lines are known. Heads that forget are left to language. The twin pays the same.
     """
 
     length: int
@@ -38,6 +37,7 @@ class Settings:
     text_steps: int
     bootcamp_steps: int
     language_steps: int
+    prices: Mapping[str, float]
     rows: int
     n: int
     documents: int
@@ -50,7 +50,7 @@ def _strings(name: str, weight: float, **options: Any) -> MixItem:
 
 
 def _phase(s: Settings, name: str, steps: int, **options: Any) -> Phase:
-    losses = {"lasting_writes": PRICE[name]}
+    losses = {"lasting_writes": s.prices[name]}
     return Phase(name=name, steps=steps, rows=s.rows, length=s.length, losses=losses, **options)
 
 
@@ -109,6 +109,7 @@ def twin(work: Work) -> Iterator[ProbeResult]:
     yield from _measured(work, twin_of(training(work)))
 
 
+PRICES = {"text": 0.03, "bootcamp": 0.1, "language": 0.3}
 NINE_FIVE = {"full": Wanted(at_least=0.95)}
 TOLD = {"marked": "with markers", "bare": "without markers", "absent": "names never given, ABSENT is right"}
 STUDY = Study(
@@ -120,8 +121,8 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, growth=16, text_steps=500, bootcamp_steps=300, language_steps=1000, rows=48, n=400,
-                documents=64, learning_rate=1e-3,
+                length=512, growth=16, text_steps=500, bootcamp_steps=300, language_steps=1000, prices=PRICES, rows=48,
+                n=400, documents=64, learning_rate=1e-3,
                 # Eight tokens of convolution see a whole name and what stands between it and its value. Lines are to
                 # last in heads that never forget: left to a decay, they last as long as training rows are.
                 model={"pattern": "GGGS", "d_model": 384, "n_heads": 6, "window_size": 64, "conv_width": 8,
@@ -132,16 +133,17 @@ STUDY = Study(
         "quick": Size(
             seeds=1,
             settings=Settings(
-                length=288, growth=2, text_steps=20, bootcamp_steps=20, language_steps=20, rows=8, n=16, documents=4,
-                learning_rate=2e-3, model={"pattern": "GS", "d_model": 96, "n_heads": 2, "window_size": 16},
+                length=288, growth=2, text_steps=20, bootcamp_steps=20, language_steps=20, prices=PRICES, rows=8, n=16,
+                documents=4, learning_rate=2e-3,
+                model={"pattern": "GS", "d_model": 96, "n_heads": 2, "window_size": 16},
             ),
             cost="about a minute on a core; far too short to learn",
         ),
         "smoke": Size(
             seeds=1,
             settings=Settings(
-                length=288, growth=2, text_steps=2, bootcamp_steps=2, language_steps=2, rows=4, n=2, documents=2,
-                learning_rate=2e-3,
+                length=288, growth=2, text_steps=2, bootcamp_steps=2, language_steps=2, prices=PRICES, rows=4, n=2,
+                documents=2, learning_rate=2e-3,
                 model={"pattern": "GS", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16, "window_size": 4},
             ),
             cost="seconds",
