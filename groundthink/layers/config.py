@@ -48,8 +48,9 @@ class LayerConfig:
             room, for lengths that were trained).
         least_forgetting: subtracted from the log decay of all other heads: none of them remembers much longer than
             1 / least_forgetting tokens, so what is to last is left to the `lasting_heads`.
-        least_write: weaker writes into lasting heads are none, and their gradient passes straight through (1308.3432):
-            a sigmoid never closes, and thousands of faint writes fill what does not forget.
+        least_write: weaker writes into lasting heads are none: a sigmoid never closes, and thousands of faint writes
+            fill what does not forget. What is cut off learns no more, so set this once it is learned what to write
+            (a phase's `model_options`).
         beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
             key names the token before its value from the first step on; "context": the same with large random taps,

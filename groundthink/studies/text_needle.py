@@ -2,7 +2,8 @@
 
 Text comes first: a model of text already copies names, and strings of two to four letters are then learned in a few
 hundred steps, where without it they take thousands. Then lines that are all asked for beside the text; then lines lose
-their markers, and some names are asked for that were never given.
+their markers, and some names are asked for that were never given. At last, when it is learned what to write, whatever
+is written faintly into heads that never forget is cut off: a text has thousands of tokens to fill them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from groundthink.probes.face import predict_with
 from groundthink.records import ProbeResult
 from groundthink.studies.parts import bits_per_byte, config_of, task_of, twin_of
-from groundthink.studies.study import Line, Size, Study, Wanted, Work, share
+from groundthink.studies.study import SMOKE_SIZES, Line, Size, Study, Wanted, Work, share
 from groundthink.tasks import Vocabulary, evaluate
 from groundthink.training import TrainConfig
 from groundthink.training.config import MixItem, Phase
@@ -25,7 +26,7 @@ TASK, NEEDLES = "text_strings", 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes: `length` of training, steps of text, of the bootcamp and with all forms; `rows`; `n` questions.
+    """Sizes: `length` of training, steps of text, bootcamp, all forms before and after the cut; `n` questions.
 
     `growth`: the longest test, in training lengths. `prices` of a write, by phase: many training lengths of text are
     what drives lines out of the heads that keep them, so what is written into those costs something, and more once
@@ -37,6 +38,7 @@ class Settings:
     text_steps: int
     bootcamp_steps: int
     language_steps: int
+    settle_steps: int
     prices: Mapping[str, float]
     rows: int
     n: int
@@ -50,12 +52,15 @@ def _strings(name: str, weight: float, **options: Any) -> MixItem:
 
 
 def _phase(s: Settings, name: str, steps: int, **options: Any) -> Phase:
-    losses = {"lasting_writes": s.prices[name]}
-    return Phase(name=name, steps=steps, rows=s.rows, length=s.length, losses=losses, **options)
+    uncut = {} if name == "settle" else {"least_write": 0.0}
+    return Phase(
+        name=name, steps=steps, rows=s.rows, length=s.length, losses={"lasting_writes": s.prices[name]},
+        model_options=uncut, **options,
+    )  # fmt: skip
 
 
 def training(work: Work) -> TrainConfig:
-    """Text; then short rows full of lines beside long ones, all asked; then without markers too, some names absent.
+    """Text; short rows full of lines beside long ones, all asked; without markers too, some names absent; the cut.
 
     No phase ends early: hybrid and twin are compared on equal tokens.
     """
@@ -70,20 +75,19 @@ def training(work: Work) -> TrainConfig:
         s, "bootcamp", s.bootcamp_steps, schedule="constant",
         mix=(MixItem(), _strings("dense", 1, **dense, marked=True), _strings("many", 1, **most, marked=True)),
     )  # fmt: skip
-    language = _phase(
-        s, "language", s.language_steps,
-        mix=(
-            MixItem(weight=3),
-            _strings("marked", 1, **most, marked=True),
-            _strings("bare", 2, **most, absent=0.3),
-            _strings("few_marked", 1, **few, marked=True),
-            _strings("few", 1, **few, absent=0.25),
-        ),
-    )  # fmt: skip
+    forms = (
+        MixItem(weight=3),
+        _strings("marked", 1, **most, marked=True),
+        _strings("bare", 2, **most, absent=0.3),
+        _strings("few_marked", 1, **few, marked=True),
+        _strings("few", 1, **few, absent=0.25),
+    )
+    language = _phase(s, "language", s.language_steps, schedule="constant", mix=forms)
+    settle = _phase(s, "settle", s.settle_steps, mix=forms)
     text = Recipe(TrainConfig(data=work.data)).tokenizer.vocab_size
     vocabulary = Vocabulary(text=text, n_keys=1, n_values=1, n_filler=1)
     return config_of(
-        work, model=s.model, vocabulary=vocabulary, phases=[text_first, bootcamp, language],
+        work, model=s.model, vocabulary=vocabulary, phases=[text_first, bootcamp, language, settle],
         learning_rate=s.learning_rate,
     )  # fmt: skip
 
@@ -109,7 +113,7 @@ def twin(work: Work) -> Iterator[ProbeResult]:
     yield from _measured(work, twin_of(training(work)))
 
 
-PRICES = {"text": 0.03, "bootcamp": 0.1, "language": 0.3}
+PRICES = {"text": 0.03, "bootcamp": 0.1, "language": 0.3, "settle": 1.0}
 NINE_FIVE = {"full": Wanted(at_least=0.95)}
 TOLD = {"marked": "with markers", "bare": "without markers", "absent": "names never given, ABSENT is right"}
 STUDY = Study(
@@ -121,30 +125,31 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, growth=16, text_steps=500, bootcamp_steps=300, language_steps=1000, prices=PRICES, rows=48,
-                n=400, documents=64, learning_rate=1e-3,
+                length=512, growth=16, text_steps=500, bootcamp_steps=300, language_steps=500,
+                settle_steps=500, prices=PRICES, rows=48, n=400, documents=64, learning_rate=1e-3,
                 # Eight tokens of convolution see a whole name and what stands between it and its value. Lines are to
                 # last in heads that never forget: left to a decay, they last as long as training rows are.
-                model={"pattern": "GGGS", "d_model": 384, "n_heads": 6, "window_size": 64, "conv_width": 8,
-                       "lasting_heads": 2, "least_forgetting": 0.01, "start": "context"},
+                model={"pattern": "GGSS", "d_model": 384, "n_heads": 6, "window_size": 16, "conv_width": 8,
+                       "lasting_heads": 3, "least_forgetting": 0.003, "least_write": 0.1, "start": "context"},
             ),
             cost="a GPU: 44M tokens a model, give more text by --corpus, two models a seed; tested at 8,192",
         ),
         "quick": Size(
             seeds=1,
             settings=Settings(
-                length=288, growth=2, text_steps=20, bootcamp_steps=20, language_steps=20, prices=PRICES, rows=8, n=16,
-                documents=4, learning_rate=2e-3,
-                model={"pattern": "GS", "d_model": 96, "n_heads": 2, "window_size": 16},
+                length=288, growth=2, text_steps=20, bootcamp_steps=20, language_steps=20, settle_steps=10,
+                prices=PRICES, rows=8, n=16, documents=4, learning_rate=2e-3,
+                model={"pattern": "GS", "d_model": 96, "n_heads": 2, "window_size": 16,
+                       "lasting_heads": 1, "least_write": 0.1},
             ),
             cost="about a minute on a core; far too short to learn",
         ),
         "smoke": Size(
             seeds=1,
             settings=Settings(
-                length=288, growth=2, text_steps=2, bootcamp_steps=2, language_steps=2, prices=PRICES, rows=4, n=2,
-                documents=2, learning_rate=2e-3,
-                model={"pattern": "GS", "d_model": 32, "n_heads": 1, "head_dim": 16, "value_dim": 16, "window_size": 4},
+                length=288, growth=2, text_steps=2, bootcamp_steps=2, language_steps=2, settle_steps=2,
+                prices=PRICES, rows=4, n=2, documents=2, learning_rate=2e-3,
+                model={**SMOKE_SIZES, "pattern": "GS", "n_heads": 2, "lasting_heads": 1, "least_write": 0.1},
             ),
             cost="seconds",
         ),
