@@ -48,7 +48,8 @@ class Settings:
 
 
 def _strings(name: str, weight: float, **options: Any) -> MixItem:
-    return MixItem(source=TASK, name=name, weight=weight, options=options)
+    """Rows with lines. Writing is free there: a price would press on lines as on text, and both end up faint."""
+    return MixItem(source=TASK, name=name, weight=weight, options=options, loss_factors={"lasting_writes": 0})
 
 
 def _phase(s: Settings, name: str, steps: int, **options: Any) -> Phase:

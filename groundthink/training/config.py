@@ -17,7 +17,7 @@ import yaml
 
 from groundthink.errors import ConfigError
 from groundthink.training.ladder import climb
-from groundthink.training.losses import weight_problems
+from groundthink.training.losses import LOSSES, weight_problems
 from groundthink.training.strict import load_yaml, read_fields, read_text, set_path, to_plain
 
 TEXT = "text"
@@ -33,6 +33,8 @@ class MixItem:
         weight: share of the rows, relative to the other items.
         loss_weight: weight of this item's loss in the objective; see `Phase.normalise`. At 0 its rows are there for
             the phase's `losses` alone.
+        loss_factors: of the phase's `losses` in this item's rows, 1 where none is named: `{lasting_writes: 0}` makes
+            writing free where something will be asked.
         pure: share of the steps whose rows are all of this item; the other steps mix by `weight`, which may then
             be 0. Which steps is a function of the step's number.
         options: options of the task.
@@ -42,6 +44,7 @@ class MixItem:
     name: str = ""
     weight: float = 1.0
     loss_weight: float = 1.0
+    loss_factors: dict[str, Any] = dataclasses.field(default_factory=dict)
     pure: float = 0.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -169,6 +172,11 @@ class Phase:
         for i, threshold in enumerate(self.advance):
             problems += threshold.check(f"{path}.advance[{i}]", labels)
         problems += weight_problems(self.losses, f"{path}.losses")
+        for i, item in enumerate(self.mix):
+            where = f"{path}.mix[{i}].loss_factors"
+            problems += weight_problems(item.loss_factors, where)
+            unknown = [name for name in item.loss_factors if name in LOSSES and name not in self.losses]
+            problems += [f"{where}.{name} is a factor of nothing: {path}.losses has no {name}" for name in unknown]
         problems += self._pure_problems(path)
         for name, value in self.model_options.items():
             if not isinstance(value, (bool, int, float)):

@@ -74,12 +74,16 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The rows of one item in one step. `streams`: they continue the rows of the step before."""
+    """The rows of one item in one step. `streams`: they continue the rows of the step before.
+
+    `loss_factors`: of the losses beside that of the tokens, 1 where none is named.
+    """
 
     name: str
     batch: Rows
     loss_weight: float
     streams: bool
+    loss_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def derive(*parts: Any) -> int:
@@ -159,4 +163,4 @@ class Mixture:
         if tuple(batch.tokens.shape) != (rows, self.phase.length):
             found, wanted = tuple(batch.tokens.shape), (rows, self.phase.length)
             raise DataError(f"the batch of {item.label!r} is {found}, it should be {wanted}", where=self.phase.name)
-        return Part(item.label, batch, item.loss_weight, streams)
+        return Part(item.label, batch, item.loss_weight, streams, item.loss_factors)

@@ -33,7 +33,7 @@ class StepReport:
     Attributes:
         loss: the objective.
         source_losses: mean per labelled token of each part.
-        auxiliary_losses: mean per row of each loss of the phase beside those, not weighted.
+        auxiliary_losses: mean per row of each loss of the phase beside those, times the item's factor, not weighted.
         grad_norm: L2 norm of the whole gradient before clipping.
         tokens: tokens read, labelled or not.
         fault: what was not finite, with the first parameter concerned; None if the step was taken.
@@ -100,7 +100,8 @@ class Stepper:
                 sums[part.name].append(total.detach().float())
                 terms = [total * scales[part.name]] if scales[part.name] else []
                 found = auxiliary.sums(heard, piece.tokens, piece.documents, anchor=before)
-                for name, value in found.items():
+                for name, each in found.items():
+                    value = each * part.loss_factors.get(name, 1.0)
                     beside[name].append(value.detach() / rows)
                     terms.append(value * (auxiliary.weights[name] / rows))
                 objective = sum(terms[1:], terms[0]) if terms else None

@@ -235,14 +235,16 @@ def stepper(model: Any) -> Stepper:
     )
 
 
-def gradients(model: Any, weights: dict[str, float], accumulate: int = 1) -> tuple[Any, dict[str, Tensor]]:
+def gradients(
+    model: Any, weights: dict[str, float], accumulate: int = 1, factors: tuple[dict[str, float], ...] = ({}, {})
+) -> tuple[Any, dict[str, Tensor]]:
     taken, kept = stepper(model), {}
 
     def keep(*_: Any) -> None:
         kept.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
     taken.optimizer.register_step_pre_hook(keep)
-    parts = [Part("a", rows(5), 1.0, False), Part("b", rows(3), 1.0, False)]
+    parts = [Part("a", rows(5), 1.0, False, factors[0]), Part("b", rows(3), 1.0, False, factors[1])]
     options = {**STEP, "learning_rate": 0.0, "accumulate": accumulate}
     return taken.take(parts, {}, **options, auxiliary=Auxiliary(model, weights))[0], kept
 
@@ -263,6 +265,26 @@ def test_the_objective_is_the_weighted_sum_however_it_is_cut(accumulate: int) ->
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
     assert any(not torch.allclose(gradient, without[name], atol=1e-4) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_factor_of_an_item_is_of_its_rows_alone(accumulate: int) -> None:
+    """Free in one item's rows: the objective and its gradient are those of the other item's, which count twice."""
+
+    def taken(*factors: dict[str, float]) -> tuple[Any, dict[str, Tensor]]:
+        return gradients(small().eval(), {"beta_sparsity": 0.5}, accumulate, factors)
+
+    name = "beta_sparsity"
+    (both, everywhere), (none, nowhere) = taken({}, {}), taken({name: 0}, {name: 0})
+    (first, of_first), (second, of_second) = taken({name: 1}, {name: 0}), taken({name: 0}, {name: 2})
+    assert none.auxiliary_losses == {name: 0}
+    shares = first.auxiliary_losses[name], second.auxiliary_losses[name] / 2
+    assert sum(shares) == pytest.approx(both.auxiliary_losses[name], rel=1e-5)
+    assert first.loss == pytest.approx(none.loss + 0.5 * shares[0], rel=1e-6)
+    assert second.loss == pytest.approx(none.loss + 1.0 * shares[1], rel=1e-6)
+    for key, gradient in everywhere.items():
+        expected = of_first[key] + (of_second[key] - nowhere[key]) / 2
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_is_heard_or_computed_where_no_loss_asks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +418,19 @@ def test_bad_losses_are_named(losses: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told) as caught:
         config({"losses": losses})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("factors", "told"),
+    [
+        ({"beta_sparsity": -1}, r"mix\[0\]\.loss_factors\.beta_sparsity is -1, it must be a weight of at least 0"),
+        ({"beta": 1}, r"mix\[0\]\.loss_factors has no loss 'beta'"),
+        ({"lasting_writes": 0}, r"loss_factors\.lasting_writes is a factor of nothing: phases\[0\]\.losses has no"),
+    ],
+)
+def test_bad_factors_are_named(factors: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        config({"losses": {"beta_sparsity": 1.0}, "mix": [{"loss_factors": factors}]})
 
 
 def test_compile_and_losses_exclude_each_other() -> None:
