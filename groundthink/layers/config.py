@@ -48,9 +48,6 @@ class LayerConfig:
             room, for lengths that were trained).
         least_forgetting: subtracted from the log decay of all other heads: none of them remembers much longer than
             1 / least_forgetting tokens, so what is to last is left to the `lasting_heads`.
-        least_write: weaker writes into lasting heads are none: a sigmoid never closes, and thousands of faint writes
-            fill what does not forget. What is cut off learns no more, so set this once it is learned what to write
-            (a phase's `model_options`).
         beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
             key names the token before its value from the first step on; "context": the same with large random taps,
@@ -103,7 +100,6 @@ class LayerConfig:
     lasting_heads: int = 0
     lasting_layers: Literal["top", "all"] = "top"
     least_forgetting: float = 0.0
-    least_write: float = 0.0
     beta_floor: float = 0.0
     start: Literal["mimetic", "context", "plain"] = "mimetic"
     query: Literal["own", "key"] = "own"
@@ -173,7 +169,7 @@ class LayerConfig:
             problems.append(f"head_dim is {self.head_dim}, it must be even")
         if self.n_heads > 0 and self.value_heads % self.n_heads:
             problems.append(f"n_value_heads {self.value_heads} is not a multiple of n_heads {self.n_heads}")
-        for name in ("own_read_drop_prob", "local_drop_prob", "beta_floor", "least_write"):
+        for name in ("own_read_drop_prob", "local_drop_prob", "beta_floor"):
             most = self.beta_range if name == "beta_floor" else 1
             if not 0 <= getattr(self, name) <= most:
                 problems.append(f"{name} is {getattr(self, name)}, it must be in [0, {most:g}]")
@@ -202,10 +198,6 @@ class LayerConfig:
             problems.append(
                 f"beta_floor {self.beta_floor} and beta_bias {self.beta_bias} exclude each other: beta is constant at "
                 "its floor (beta_bias 0)"
-            )
-        if self.least_write and not self.lasting_heads:
-            problems.append(
-                f"least_write {self.least_write} and lasting_heads 0 exclude each other: it is of lasting heads alone"
             )
         if self.query == "key" and not self.query_norm:
             problems.append("query 'key' and query_norm false exclude each other: keys are always normalised")

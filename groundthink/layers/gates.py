@@ -20,8 +20,7 @@ class DeltaGates(Float32Module):
     beta = f + (r - f) sigmoid(W_b x + beta_bias), with r = 1, or 2 where negative eigenvalues are allowed
     (2411.12537), and the floor f (source 002); with f = 1 = r every token is written in full, without parameters.
     log_decay = -exp(A_log) softplus(W_a x + dt_bias) as in Mamba2 (2405.21060), or log sigmoid(W_a x + decay_bias),
-    less `least_forgetting`; 0 in the first `lasting_heads`, which are those of DeltaNet (2406.06484). There a beta
-    below `least_write` is 0, for the gradient too.
+    less `least_forgetting`; 0 in the first `lasting_heads`, which are those of DeltaNet (2406.06484).
     """
 
     roles: ClassVar = {"weight": "gate", "beta_bias": "gate", "decay_bias": "gate", "a_log": "gate"}
@@ -32,7 +31,6 @@ class DeltaGates(Float32Module):
         self.mamba = config.decay == "mamba"
         self.beta_range, self.beta_floor = config.beta_range, config.beta_floor
         self.lasting, self.least_forgetting = config.lasting_heads, config.least_forgetting
-        self.least_write = float(config.least_write)
         self.weight = nn.Parameter(torch.empty((1 if config.beta_is_constant else 2) * heads, config.d_model))
         self.beta_bias = None if config.beta_is_constant else nn.Parameter(torch.empty(heads))
         self.decay_bias = nn.Parameter(torch.empty(heads))
@@ -67,7 +65,4 @@ class DeltaGates(Float32Module):
         )
         if self.lasting or self.least_forgetting:
             log_decay = F.pad(log_decay[..., self.lasting :] - self.least_forgetting, (self.lasting, 0))
-        if self.least_write:
-            lasting, others = beta.tensor_split([self.lasting], -1)
-            beta = torch.cat([torch.where(lasting < self.least_write, 0.0, lasting), others], -1)
         return log_decay, beta

@@ -89,7 +89,7 @@ class ModelConfig(LayerConfig):
     def at(self, layer: int) -> LayerConfig:
         """What the layer at this index is built from: `lasting_layers` may leave a G without lasting heads."""
         if self.lasting_layers == "top" and self.layers[layer : layer + 2] == "GG":
-            return dataclasses.replace(self, lasting_heads=0, least_write=0.0)
+            return dataclasses.replace(self, lasting_heads=0)
         return self
 
     def _problems(self) -> list[str]:

@@ -51,14 +51,10 @@ def config_of(
 
 
 def twin_of(config: TrainConfig, name: str = "no-read") -> TrainConfig:
-    """The same training of a twin, which has all it has throughout: no phase drops its own reads or its windows."""
+    """The same training of a twin, whose G layers read their own memory throughout."""
     sizes = TWINS[name](Recipe(config).model_config)
-
-    def whole(phase: Phase) -> Phase:
-        options = {name: value for name, value in phase.model_options.items() if not name.endswith("_drop_prob")}
-        return dataclasses.replace(phase, model_options=options)
-
-    return dataclasses.replace(config, model=sizes.to_dict(), phases=tuple(map(whole, config.phases)))
+    phases = tuple(dataclasses.replace(phase, model_options={}) for phase in config.phases)
+    return dataclasses.replace(config, model=sizes.to_dict(), phases=phases)
 
 
 def item(source: str, *, name: str = "", weight: float = 1.0, **options: Any) -> MixItem:

@@ -51,8 +51,6 @@ from groundthink.model.config import expand_pattern
         ({"lasting_heads": -1}, r"lasting_heads is -1, it must be in \[0, 4\]"),
         ({"lasting_heads": 5}, r"lasting_heads is 5, it must be in \[0, 4\]"),
         ({"least_forgetting": -0.1}, "least_forgetting is -0.1, it must be at least 0 and finite"),
-        ({"least_write": 1.5, "lasting_heads": 1}, r"least_write is 1.5, it must be in \[0, 1\]"),
-        ({"least_write": 0.1}, "least_write 0.1 and lasting_heads 0 exclude each other"),
         ({"beta_floor": -0.1}, r"beta_floor is -0.1, it must be in \[0, 1\]"),
         ({"beta_floor": 1.5}, r"beta_floor is 1.5, it must be in \[0, 1\]"),
         ({"beta_floor": 2.5, "allow_negative_eigenvalues": True}, r"beta_floor is 2.5, it must be in \[0, 2\]"),
@@ -93,12 +91,10 @@ def test_all_problems_at_once() -> None:
     ],
 )
 def test_lasting_heads_are_where_they_are_said_to_be(pattern: str, layers: Any, expected: list[int]) -> None:
-    config = ModelConfig(pattern=pattern, vocab_size=9, lasting_heads=2, lasting_layers=layers, least_write=0.1)
+    config = ModelConfig(pattern=pattern, vocab_size=9, lasting_heads=2, lasting_layers=layers)
     assert [config.at(i).lasting_heads for i, letter in enumerate(pattern) if letter == "G"] == expected
     model = HybridForCausalLM(dataclasses.replace(config, d_model=16, d_ff=16))
-    gates = [part.gates for part in model.modules() if isinstance(part, GatedDeltaNet)]
-    assert [part.lasting for part in gates] == expected
-    assert [part.least_write for part in gates] == [0.1 if heads else 0.0 for heads in expected]
+    assert [part.gates.lasting for part in model.modules() if isinstance(part, GatedDeltaNet)] == expected
 
 
 def test_all_conflicts_at_once() -> None:

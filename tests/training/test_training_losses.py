@@ -95,13 +95,6 @@ def test_lasting_writes_by_hand() -> None:
     assert of_rows(both).tolist() == pytest.approx([0.2])
 
 
-def test_lasting_count_by_hand() -> None:
-    beta = torch.tensor([[[0.1, 0.4], [0.9, 0.0]]])  # half a write and nine tenths of one; the second head forgets
-    log_decay = torch.tensor([[[0.0, -1.0], [0.0, -1.0]]])
-    of_rows = LOSSES["lasting_count"].of_rows
-    assert of_rows(heard([[1, 2]], hook_beta=(beta,), hook_log_decay=(log_decay,))).tolist() == pytest.approx([0.7])
-
-
 def test_lasting_writes_pay_for_writing_and_not_for_lasting() -> None:
     beta = torch.full((1, 3, 2), 0.5, requires_grad=True)
     decay = torch.tensor([[[0.0, -1e-4]] * 3], requires_grad=True)
@@ -361,7 +354,6 @@ def test_wrong_key_losses_miss_the_value(monkeypatch: pytest.MonkeyPatch, wrong:
             lambda h: torch.cat(h.outputs["*.hook_beta"], -1).mean((1, 2)),
             test_lasting_writes_by_hand,
         ),
-        ("lasting_count", lambda h: h.outputs["*.hook_beta"][0][..., 0].mean(1), test_lasting_count_by_hand),
         (
             "state_stability",
             lambda h: (h.outputs["blocks.*.mixer"][0].memory.final_state.norm() - 5).square()[None],

@@ -8,8 +8,6 @@ layers: `beta_sparsity` asks the same of every head, and is paid where nobody re
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -19,18 +17,13 @@ BETA, LOG_DECAY = "*.hook_beta", "*.hook_log_decay"
 HORIZON = 4096  # tokens; a head counts in full if it holds for many times as long, and hardly at a tenth of it
 
 
-def where_it_lasts(heard: Heard, price: Callable[[Tensor], Tensor]) -> Tensor:
-    """[B]: the mean price of a token's writes, by how much the heads of all layers still have of them later."""
-    each = torch.cat([price(wide(part)).mean(1) for part in heard.outputs[BETA]], -1)  # [B, heads of all layers]
+def of_rows(heard: Heard) -> Tensor:
+    """[B]: see the module."""
+    beta = torch.cat([wide(part).mean(1) for part in heard.outputs[BETA]], -1)  # [B, heads of all layers]
     with torch.no_grad():
         mean = torch.cat([wide(part).mean(1) for part in heard.outputs[LOG_DECAY]], -1)
         held = (HORIZON * mean).softmax(-1)
-    return (held * each).sum(-1)
-
-
-def of_rows(heard: Heard) -> Tensor:
-    """[B]: see the module."""
-    return where_it_lasts(heard, lambda beta: beta)
+    return (held * beta).sum(-1)
 
 
 LOSS = Loss("lasting_writes", (BETA, LOG_DECAY), of_rows)

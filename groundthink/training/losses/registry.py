@@ -10,7 +10,6 @@ from groundthink.training.losses import (
     anchor,
     beta_sparsity,
     key_orthogonality,
-    lasting_count,
     lasting_writes,
     memory_consistency,
     output_consistency,
@@ -24,7 +23,6 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         for module in (
             key_orthogonality,
             beta_sparsity,
-            lasting_count,
             lasting_writes,
             state_stability,
             output_consistency,
