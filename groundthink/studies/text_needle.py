@@ -58,7 +58,7 @@ def _phase(s: Settings, name: str, steps: int, **options: Any) -> Phase:
 
 
 def training(work: Work) -> TrainConfig:
-    """Text; short rows full of lines beside long ones, all asked; without markers too, some names absent; the same.
+    """Text; lines with markers in short and long rows; all forms, some names absent; the same at a higher price.
 
     No phase ends early: hybrid and twin are compared on equal tokens.
     """

@@ -53,9 +53,13 @@ class MixItem:
         """Name of the item in events and metrics."""
         return self.name or self.source
 
-    def check(self, path: str) -> list[str]:
-        """Everything out of range."""
-        problems = []
+    def check(self, phase: str, index: int, losses: Mapping[str, Any]) -> list[str]:
+        """Everything out of range, with its path; `losses` are those of the phase."""
+        path = f"{phase}.mix[{index}]"
+        problems = weight_problems(self.loss_factors, f"{path}.loss_factors")
+        for name in self.loss_factors:
+            if name in LOSSES and name not in losses:
+                problems.append(f"{path}.loss_factors.{name} is a factor of nothing: {phase}.losses has no {name}")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.label):
             problems.append(f"{path}.name {self.label!r} may hold letters, digits, - and _ only")
         if self.weight < 0 or (self.weight == 0 and not self.pure):
@@ -166,17 +170,12 @@ class Phase:
             problems.append(f"{path}.mix is empty, it needs at least one source")
         labels = [item.label for item in self.mix]
         for i, item in enumerate(self.mix):
-            problems += item.check(f"{path}.mix[{i}]")
+            problems += item.check(path, i, self.losses)
             if labels.count(item.label) > 1:
                 problems.append(f"{path}.mix[{i}].name {item.label!r} is given twice: name the items apart")
         for i, threshold in enumerate(self.advance):
             problems += threshold.check(f"{path}.advance[{i}]", labels)
         problems += weight_problems(self.losses, f"{path}.losses")
-        for i, item in enumerate(self.mix):
-            where = f"{path}.mix[{i}].loss_factors"
-            problems += weight_problems(item.loss_factors, where)
-            unknown = [name for name in item.loss_factors if name in LOSSES and name not in self.losses]
-            problems += [f"{where}.{name} is a factor of nothing: {path}.losses has no {name}" for name in unknown]
         problems += self._pure_problems(path)
         for name, value in self.model_options.items():
             if not isinstance(value, (bool, int, float)):
