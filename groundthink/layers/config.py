@@ -48,6 +48,8 @@ class LayerConfig:
             room, for lengths that were trained).
         least_forgetting: subtracted from the log decay of all other heads: none of them remembers much longer than
             1 / least_forgetting tokens, so what is to last is left to the `lasting_heads`.
+        least_forgetting_below: the same in a G under another, where it is the larger: what such a memory remembers of
+            the last lines of facts decides what is written of the next one in the memory above.
         beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
             key names the token before its value from the first step on; "context": the same with large random taps,
@@ -100,6 +102,7 @@ class LayerConfig:
     lasting_heads: int = 0
     lasting_layers: Literal["top", "all"] = "top"
     least_forgetting: float = 0.0
+    least_forgetting_below: float = 0.0
     beta_floor: float = 0.0
     start: Literal["mimetic", "context", "plain"] = "mimetic"
     query: Literal["own", "key"] = "own"
@@ -163,8 +166,9 @@ class LayerConfig:
                 problems.append(f"{name} is {width}, it must be at least 0")
         if not 0 <= self.lasting_heads <= self.value_heads:
             problems.append(f"lasting_heads is {self.lasting_heads}, it must be in [0, {self.value_heads}]")
-        if not 0 <= self.least_forgetting < math.inf:
-            problems.append(f"least_forgetting is {self.least_forgetting}, it must be at least 0 and finite")
+        for name in ("least_forgetting", "least_forgetting_below"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} is {getattr(self, name)}, it must be at least 0 and finite")
         if self.head_dim % 2:
             problems.append(f"head_dim is {self.head_dim}, it must be even")
         if self.n_heads > 0 and self.value_heads % self.n_heads:

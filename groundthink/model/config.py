@@ -87,10 +87,12 @@ class ModelConfig(LayerConfig):
         return min(below, 1) if self.read_sources == "nearest" else below
 
     def at(self, layer: int) -> LayerConfig:
-        """What the layer at this index is built from: `lasting_layers` may leave a G without lasting heads."""
-        if self.lasting_layers == "top" and self.layers[layer : layer + 2] == "GG":
-            return dataclasses.replace(self, lasting_heads=0)
-        return self
+        """What the layer at this index is built from: a G under another may lack lasting heads and forget faster."""
+        if self.layers[layer : layer + 2] != "GG":
+            return self
+        lasting = self.lasting_heads if self.lasting_layers == "all" else 0
+        forgetting = max(self.least_forgetting, self.least_forgetting_below)
+        return dataclasses.replace(self, lasting_heads=lasting, least_forgetting=forgetting)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()

@@ -78,7 +78,6 @@ def training(work: Work) -> TrainConfig:
         MixItem(weight=3),
         _strings("marked", 1, **most, marked=True),
         _strings("bare", 1, **most, absent=0.3),
-        _strings("few_marked", 1, **few, marked=True),
         _strings("few", 1, **few, absent=0.25),
         _strings("alone", 2, **alone, absent=0.25),
     )
@@ -131,7 +130,8 @@ STUDY = Study(
                 # last in heads that never forget: left to a decay, they last as long as training rows are. The others
                 # forget within a line, or else lines are told by the lines before them.
                 model={"pattern": "GGSS", "d_model": 384, "n_heads": 6, "window_size": 16, "conv_width": 8,
-                       "lasting_heads": 4, "least_forgetting": 0.05, "start": "context"},
+                       "lasting_heads": 4, "least_forgetting": 0.01, "least_forgetting_below": 0.05,
+                       "start": "context"},
             ),
             cost="a GPU: 74M tokens a model, give more text by --corpus, two models a seed; tested at 8,192",
         ),

@@ -56,7 +56,7 @@ STANDINGS: dict[str, contract.Factory] = {
         "GS", beta_floor=1.0, output_gate=False, embedding_norm=True, local_scale=0.3, local_drop_prob=0.5
     ),
     "lasting": contract.factory_of("GGS", n_value_heads=4, lasting_heads=1, least_forgetting=0.02),
-    "lasting below too": contract.factory_of("GGS", lasting_heads=1, lasting_layers="all"),
+    "lasting below too": contract.factory_of("GGS", lasting_heads=1, lasting_layers="all", least_forgetting_below=0.05),
     "shifted": contract.factory_of("GGS", shifted_value=True, n_value_heads=4, read_sources="sum"),
     "shifted raw": contract.factory_of("GS", shifted_value=True, error="raw", query="key", conv_width=0),
     "context keys": contract.factory_of("GGS", key_conv_width=3, start="plain", read_sources="weighted"),

@@ -51,6 +51,7 @@ from groundthink.model.config import expand_pattern
         ({"lasting_heads": -1}, r"lasting_heads is -1, it must be in \[0, 4\]"),
         ({"lasting_heads": 5}, r"lasting_heads is 5, it must be in \[0, 4\]"),
         ({"least_forgetting": -0.1}, "least_forgetting is -0.1, it must be at least 0 and finite"),
+        ({"least_forgetting_below": math.inf}, "least_forgetting_below is inf, it must be at least 0 and finite"),
         ({"beta_floor": -0.1}, r"beta_floor is -0.1, it must be in \[0, 1\]"),
         ({"beta_floor": 1.5}, r"beta_floor is 1.5, it must be in \[0, 1\]"),
         ({"beta_floor": 2.5, "allow_negative_eigenvalues": True}, r"beta_floor is 2.5, it must be in \[0, 2\]"),
@@ -95,6 +96,15 @@ def test_lasting_heads_are_where_they_are_said_to_be(pattern: str, layers: Any, 
     assert [config.at(i).lasting_heads for i, letter in enumerate(pattern) if letter == "G"] == expected
     model = HybridForCausalLM(dataclasses.replace(config, d_model=16, d_ff=16))
     assert [part.gates.lasting for part in model.modules() if isinstance(part, GatedDeltaNet)] == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "below", "expected"), [(0.01, 0.05, [0.05, 0.01, 0.01]), (0.1, 0.05, [0.1, 0.1, 0.1])]
+)
+def test_a_memory_under_another_forgets_faster(most: float, below: float, expected: list[float]) -> None:
+    config = ModelConfig(pattern="GGSG", vocab_size=9, d_model=16, d_ff=16, least_forgetting=most)
+    model = HybridForCausalLM(dataclasses.replace(config, least_forgetting_below=below))
+    assert [part.gates.least_forgetting for part in model.modules() if isinstance(part, GatedDeltaNet)] == expected
 
 
 def test_all_conflicts_at_once() -> None:
