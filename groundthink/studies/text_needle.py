@@ -66,8 +66,9 @@ def training(work: Work) -> TrainConfig:
     short = s.length // 4
     dense = {"length": short, "n_needles": short // 30, "n_queries": short // 30}  # a line and its cue are 28 tokens
     most = {"length": s.length, "n_needles": NEEDLES, "n_queries": NEEDLES}
-    # Those are nearly all lines. What text before a line and behind it does, only rows with one question show.
+    # Those are nearly all lines. What text before a line and behind it does, only rows with few questions show.
     alone = {"length": s.length, "n_needles": NEEDLES, "n_queries": 1}
+    few = {"length": s.length, "n_needles": 3, "n_queries": 2}
     text_first = _phase(s, "text", s.text_steps, warmup_steps=s.text_steps // 20, schedule="constant", mix=(MixItem(),))
     bootcamp = _phase(
         s, "bootcamp", s.bootcamp_steps, schedule="constant",
@@ -77,6 +78,7 @@ def training(work: Work) -> TrainConfig:
         MixItem(weight=3),
         _strings("marked", 1, **most, marked=True),
         _strings("bare", 1, **most, absent=0.3),
+        _strings("few", 1, **few, absent=0.25),
         _strings("alone", 2, **alone, absent=0.25),
     )
     language = _phase(s, "language", s.language_steps, schedule="constant", mix=forms)
@@ -122,16 +124,16 @@ STUDY = Study(
         "full": Size(
             seeds=3,
             settings=Settings(
-                length=512, growth=16, text_steps=400, bootcamp_steps=300, language_steps=500,
-                settle_steps=1300, prices=PRICES, rows=48, n=400, documents=64, learning_rate=1e-3,
+                length=512, growth=16, text_steps=500, bootcamp_steps=300, language_steps=600,
+                settle_steps=1600, prices=PRICES, rows=48, n=400, documents=64, learning_rate=1e-3,
                 # Eight tokens of convolution see a whole name and what stands between it and its value. Lines are to
                 # last in heads that never forget: left to a decay, they last as long as training rows are. The others
-                # are for language. The memory below forgets within a line, or lines are told by those before them.
-                model={"pattern": "GGSS", "d_model": 384, "n_heads": 8, "window_size": 16, "conv_width": 8,
-                       "lasting_heads": 3, "least_forgetting": 0.01, "least_forgetting_below": 0.05,
+                # forget within a line, or else lines are told by the lines before them.
+                model={"pattern": "GGSS", "d_model": 384, "n_heads": 6, "window_size": 16, "conv_width": 8,
+                       "lasting_heads": 4, "least_forgetting": 0.01, "least_forgetting_below": 0.05,
                        "start": "context"},
             ),
-            cost="a GPU: 61M tokens a model, give more text by --corpus, two models a seed; tested at 8,192",
+            cost="a GPU: 74M tokens a model, give more text by --corpus, two models a seed; tested at 8,192",
         ),
         "quick": Size(
             seeds=1,
