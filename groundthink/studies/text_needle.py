@@ -66,7 +66,8 @@ def training(work: Work) -> TrainConfig:
     short = s.length // 4
     dense = {"length": short, "n_needles": short // 30, "n_queries": short // 30}  # a line and its cue are 28 tokens
     most = {"length": s.length, "n_needles": NEEDLES, "n_queries": NEEDLES}
-    # Those are nearly all lines. What text before a line and behind it does, only rows with few questions show.
+    # Those are nearly all lines. What text before a line and behind it does, only rows with few questions show:
+    # one of eight lines, so that lines stand alone, or two of three.
     alone = {"length": s.length, "n_needles": NEEDLES, "n_queries": 1}
     few = {"length": s.length, "n_needles": 3, "n_queries": 2}
     text_first = _phase(s, "text", s.text_steps, warmup_steps=s.text_steps // 20, schedule="constant", mix=(MixItem(),))
@@ -127,8 +128,8 @@ STUDY = Study(
                 length=512, growth=16, text_steps=500, bootcamp_steps=300, language_steps=600,
                 settle_steps=1600, prices=PRICES, rows=48, n=400, documents=64, learning_rate=1e-3,
                 # Eight tokens of convolution see a whole name and what stands between it and its value. Lines are to
-                # last in heads that never forget: left to a decay, they last as long as training rows are. The others
-                # forget within a line, or else lines are told by the lines before them.
+                # last in heads that never forget: left to a decay, they last as long as training rows are. The memory
+                # below forgets within a line, or else lines are told by the lines before them.
                 model={"pattern": "GGSS", "d_model": 384, "n_heads": 6, "window_size": 16, "conv_width": 8,
                        "lasting_heads": 4, "least_forgetting": 0.01, "least_forgetting_below": 0.05,
                        "start": "context"},
