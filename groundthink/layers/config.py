@@ -48,8 +48,8 @@ class LayerConfig:
             room, for lengths that were trained).
         least_forgetting: subtracted from the log decay of all other heads: none of them remembers much longer than
             1 / least_forgetting tokens, so what is to last is left to the `lasting_heads`.
-        least_forgetting_below: the same in a G under another, where it is the larger: what such a memory remembers of
-            the last lines of facts decides what is written of the next one in the memory above.
+        least_forgetting_below: the same in a G that the next layer is a G, where it is the larger: what such a memory
+            remembers of the last facts decides what is written of the next one in the memory above.
         beta_floor: smallest beta: at 1 every token is written and forgetting is left to the decay.
         start: "mimetic": queries start as the writer's keys and the convolution as the mean of two tokens, so that a
             key names the token before its value from the first step on; "context": the same with large random taps,
