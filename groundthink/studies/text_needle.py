@@ -129,8 +129,9 @@ STUDY = Study(
                 settle_steps=1600, prices=PRICES, rows=48, n=400, documents=64, learning_rate=1e-3,
                 # Eight tokens of convolution see a whole name and what stands between it and its value. Lines are to
                 # last in heads that never forget: left to a decay, they last as long as training rows are. The memory
-                # below forgets within a line, or else lines are told by the lines before them.
-                model={"pattern": "GGSS", "d_model": 384, "n_heads": 6, "window_size": 16, "conv_width": 8,
+                # below forgets within a line, or else lines are told by the lines before them. Four layers
+                # read the one above: with two, the twin whose G layers read for themselves catches up in language.
+                model={"pattern": "GGSSSS", "d_model": 384, "n_heads": 6, "window_size": 16, "conv_width": 8,
                        "lasting_heads": 4, "least_forgetting": 0.01, "least_forgetting_below": 0.05,
                        "start": "context"},
             ),
